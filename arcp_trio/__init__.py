@@ -1,0 +1,63 @@
+"""The Agent Runtime Control Protocol (ARCP v1.1) on Trio.
+
+A map of the package; imports only point down this list:
+
+``cli``                 the command ``arcp-trio``; imported only by it
+``gateway``             a server on a port
+``embedded``            a session in the process itself
+``runtime``             wires the rest together and owns every task
+``sessions`` ``client`` who listens; the other end of the wire
+``jobs``                what runs: the lifecycle, the actor, the feed
+``transports``          how bytes travel
+``timers`` ``records``  every deadline in one task; what is kept of what has ended
+``limits``              every bound, in one place
+``wire``                what is said: envelopes, messages, errors, ids
+"""
+
+from __future__ import annotations
+
+from ._version import __version__ as __version__
+from .client.client import Client as Client
+from .client.client import open_client as open_client
+from .client.client import open_client_over as open_client_over
+from .client.job_handle import CancelOutcome as CancelOutcome
+from .client.job_handle import Event as Event
+from .client.job_handle import JobHandle as JobHandle
+from .client.job_handle import Skipped as Skipped
+from .client.results import ResultFile as ResultFile
+from .embedded import open_session as _open_session
+from .gateway import Listening as Listening
+from .gateway import serve_websocket as serve_websocket
+from .jobs.agents import Agents as Agents
+from .jobs.context import JobContext as JobContext
+from .limits import ClientLimits as ClientLimits
+from .limits import Limits as Limits
+from .runtime import Runtime as Runtime
+from .runtime import RuntimeStatistics as RuntimeStatistics
+from .runtime import open_runtime as open_runtime
+from .sessions.auth import AnonymousAccess as AnonymousAccess
+from .sessions.auth import Principal as Principal
+from .sessions.auth import StaticTokens as StaticTokens
+from .sessions.auth import Verifier as Verifier
+from .wire.errors import AgentNotAvailableError as AgentNotAvailableError
+from .wire.errors import AgentVersionNotAvailableError as AgentVersionNotAvailableError
+from .wire.errors import ARCPError as ARCPError
+from .wire.errors import BudgetExhaustedError as BudgetExhaustedError
+from .wire.errors import ConnectionLostError as ConnectionLostError
+from .wire.errors import DuplicateKeyError as DuplicateKeyError
+from .wire.errors import HeartbeatLostError as HeartbeatLostError
+from .wire.errors import InternalError as InternalError
+from .wire.errors import InvalidRequestError as InvalidRequestError
+from .wire.errors import JobCancelledError as JobCancelledError
+from .wire.errors import JobEndedError as JobEndedError
+from .wire.errors import JobNotFoundError as JobNotFoundError
+from .wire.errors import JobTimeoutError as JobTimeoutError
+from .wire.errors import LeaseExpiredError as LeaseExpiredError
+from .wire.errors import LeaseSubsetViolationError as LeaseSubsetViolationError
+from .wire.errors import MessageTooLargeError as MessageTooLargeError
+from .wire.errors import PermissionDeniedError as PermissionDeniedError
+from .wire.errors import ResumeWindowExpiredError as ResumeWindowExpiredError
+from .wire.errors import UnauthenticatedError as UnauthenticatedError
+
+# Bound here and not in the runtime's class: the runtime does not know the client.
+Runtime.open_session = _open_session  # type: ignore[method-assign]

@@ -1,0 +1,742 @@
+"""A session with a runtime, over any transport.
+
+Theory of operation. One task reads and never stops: it decodes, finds whom a frame is for, and hands it
+over synchronously. One task writes. A call registers what it waits for before its request is sent, so an
+answer cannot come too early. Answers are matched by the request's id wherever a runtime writes it; against
+one that writes none, by trace and then by order (interop.md, section 3).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import ssl
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
+from urllib.parse import urlsplit
+
+import trio
+
+from .._version import __version__
+from ..limits import ClientLimits
+from ..transports.base import CloseCode, Transport, TransportClosedError
+from ..transports.websocket import open_websocket
+from ..transports.writer import FrameWriter
+from ..wire.codec import encode_payload, read_message
+from ..wire.envelope import Envelope, decode_envelope, encode_envelope
+from ..wire.errors import (
+    ARCPError,
+    ConnectionLostError,
+    InternalError,
+    InvalidRequestError,
+    MalformedFrameError,
+    MessageTooLargeError,
+    error_from_wire,
+)
+from ..wire.ids import IdFactory
+from ..wire.job_messages import (
+    JobAccepted,
+    JobCancel,
+    JobCancelled,
+    JobError,
+    JobEvent,
+    JobResult,
+    JobSubmit,
+    LeaseConstraints,
+    Reply,
+)
+from ..wire.jsontext import JSONValue
+from ..wire.session_messages import (
+    REPLIES_FEATURE,
+    Auth,
+    ClientCapabilities,
+    Peer,
+    SessionBye,
+    SessionClose,
+    SessionError,
+    SessionHello,
+    SessionPing,
+    SessionPong,
+    SessionWelcome,
+)
+from ..wire.timestamps import WallClock
+from .job_handle import CancelOutcome, JobHandle
+
+__all__ = ["Client", "open_client", "open_client_over"]
+
+logger = logging.getLogger("arcp_trio.client")
+
+T = TypeVar("T")
+
+OFFERED_FEATURES = (
+    "lease_expires_at",
+    "cost.budget",
+    "model.use",
+    "progress",
+    "result_chunk",
+    "agent_versions",
+    REPLIES_FEATURE,
+)
+"""What this client implements of :data:`arcp_trio.wire.session_messages.FEATURES`."""
+
+_MAX_RUNTIME_WARNING = 24 * 86400
+# A session.error that answers nothing and has one of these ends the connection (P12.2).
+_FATAL_CODES = frozenset({"UNAUTHENTICATED", "HEARTBEAT_LOST", "RESUME_WINDOW_EXPIRED"})
+
+
+class _Slot(Generic[T]):
+    """Where an answer is put. Putting is synchronous and tolerates a caller who has left."""
+
+    __slots__ = ("_error", "_event", "_value")
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+        self._value: T | None = None
+        self._error: ARCPError | None = None
+
+    @property
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def put(self, value: T) -> None:
+        if not self._event.is_set():
+            self._value = value
+            self._event.set()
+
+    def fail(self, error: ARCPError) -> None:
+        if not self._event.is_set():
+            self._error = error
+            self._event.set()
+
+    async def wait(self) -> T:
+        await self._event.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._value is not None
+        return self._value
+
+
+class Client:
+    """A session; made by :func:`open_client`, :func:`open_client_over` or ``runtime.open_session``.
+
+    Attributes:
+        session_id: The session's id.
+        features: What was negotiated.
+        welcome: The runtime's whole welcome.
+    """
+
+    def __init__(
+        self, transport: Transport, *, limits: ClientLimits, ids: IdFactory, clock: WallClock
+    ) -> None:
+        self._transport = transport
+        self._limits = limits
+        self._ids = ids
+        self._clock = clock
+        self.session_id = ids.session()
+        self.features: frozenset[str] = frozenset()
+        self.welcome = SessionWelcome()
+        self._outbox: deque[bytes] = deque()
+        self._writer = FrameWriter(
+            transport, self, batch_bytes=limits.write_batch_bytes, write_seconds=limits.write_seconds
+        )
+        self._jobs: dict[str, JobHandle] = {}
+        self._submits: OrderedDict[str, tuple[JobHandle, _Slot[JobHandle]]] = OrderedDict()
+        self._cancels: dict[str, tuple[JobHandle, _Slot[CancelOutcome]]] = {}
+        self._early: OrderedDict[str, list[tuple[Envelope, int]]] = OrderedDict()
+        self._early_frames = 0
+        self._slots = trio.Semaphore(limits.requests)
+        # Until a runtime has shown that its accepts can be told apart, one submit at a time (D31).
+        self._correlates = False
+        self._one_at_a_time = trio.Lock()
+        self._accepts_late = False
+        self._closed_answer = trio.Event()
+        self._lost: ARCPError | None = None
+        self._connection_error: ARCPError | None = None
+        self._malformed = 0
+
+    def __repr__(self) -> str:
+        return f"<Client {self.session_id} {self._transport.description}>"
+
+    # --- for users ----------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        agent: str,
+        input: JSONValue = None,  # noqa: A002  # the protocol's name
+        *,
+        lease_request: Mapping[str, Sequence[str]] | None = None,
+        expires_at: str | None = None,
+        idempotency_key: str | None = None,
+        max_runtime_sec: float | None = None,
+        trace_id: str | None = None,
+    ) -> JobHandle:
+        """Submit a job and return its handle once the runtime has accepted it (P7.1).
+
+        Args:
+            agent: ``name`` or ``name@version``.
+            input: Any JSON value.
+            lease_request: Namespaces and their patterns (section 9).
+            expires_at: The lease's end, RFC 3339 in UTC.
+            idempotency_key: Makes a repetition find the same job, on runtimes that keep keys.
+            max_runtime_sec: Seconds after which the job ends as timed out.
+            trace_id: 32 lower-case hex digits; ``None`` mints one.
+
+        Raises:
+            ARCPError: The runtime refused it: the class that the code names.
+            InvalidRequestError: The input is not JSON.
+            MessageTooLargeError: The request is larger than a frame may be.
+            ConnectionLostError: The connection ended before the answer; the job may run.
+
+        Cancellation: the request may have been sent, and the job may run without a handle.
+        """
+        submit = JobSubmit(
+            agent=agent,
+            # One peer insists on an input (D28).
+            input={} if input is None else input,
+            lease_request={name: tuple(patterns) for name, patterns in lease_request.items()}
+            if lease_request
+            else None,
+            lease_constraints=LeaseConstraints(expires_at=expires_at) if expires_at else None,
+            idempotency_key=idempotency_key,
+            max_runtime_sec=max_runtime_sec,
+        )
+        if max_runtime_sec is not None and max_runtime_sec > _MAX_RUNTIME_WARNING:
+            logger.warning("max_runtime_sec is over 24 days: some runtimes end such a job at once (D55)")
+        handle = JobHandle(self, self._limits, trace_id or self._ids.trace())
+        request_id = self._ids.message()
+        frame = self._encode("job.submit", submit, request_id, trace_id=handle.trace_id)
+        async with self._slots:
+            if self._correlates:
+                return await self._send_submit(request_id, frame, handle)
+            async with self._one_at_a_time:
+                return await self._send_submit(request_id, frame, handle)
+
+    async def _send_submit(self, request_id: str, frame: bytes, handle: JobHandle) -> JobHandle:
+        slot: _Slot[JobHandle] = _Slot()
+        self._submits[request_id] = (handle, slot)
+        try:
+            self._send(frame)
+            return await slot.wait()
+        finally:
+            self._submits.pop(request_id, None)
+
+    async def _cancel(self, handle: JobHandle, reason: str) -> CancelOutcome:
+        if handle.terminal is not None and REPLIES_FEATURE not in self.features:
+            # Such a runtime answers a late cancel with silence, or with an error for another job.
+            await trio.lowlevel.checkpoint()
+            return CancelOutcome(applied=False, status=handle.status)
+        return await self.cancel_job(handle.job_id, reason, handle)
+
+    async def cancel_job(
+        self, job_id: str, reason: str = "cancelled by the client", handle: JobHandle | None = None
+    ) -> CancelOutcome:
+        """Ask for the end of a job by its id; see :meth:`JobHandle.cancel`.
+
+        A runtime lets only the session that submitted a job cancel it (spec 7.4), so this serves those that
+        are laxer, and jobs of this session whose handle was dropped.
+
+        Args:
+            job_id: The job.
+            reason: Why.
+            handle: The job's handle, if there is one: its end is an answer too.
+
+        Raises:
+            PermissionDeniedError: This session may not cancel the job.
+            JobNotFoundError: The runtime does not know the job, or not for this principal.
+            InternalError: The runtime answered nothing within ``ClientLimits.cancel_seconds``.
+            ConnectionLostError: The connection ended before the answer.
+
+        Cancellation: the request may have been sent.
+        """
+        handle = handle or self._jobs.get(job_id) or JobHandle(self, self._limits, "")
+        slot: _Slot[CancelOutcome] = _Slot()
+        request_id = self._ids.message()
+        # One peer wants the id on the envelope, another in the payload, and a reason that is not empty (D40).
+        frame = self._encode(
+            "job.cancel",
+            JobCancel(job_id=job_id, reason=reason or "cancelled by the client"),
+            request_id,
+            job_id=job_id,
+        )
+        handle.job_id = handle.job_id or job_id
+        async with self._slots:
+            self._cancels[request_id] = (handle, slot)
+            try:
+                self._send(frame)
+                with trio.move_on_after(self._limits.cancel_seconds):
+                    return await slot.wait()
+            finally:
+                del self._cancels[request_id]
+        raise InternalError(f"the runtime did not answer the cancel of {job_id}")
+
+    # --- sending ------------------------------------------------------------------------------------
+
+    def _encode(
+        self,
+        frame_type: str,
+        message: object,
+        message_id: str,
+        *,
+        job_id: str | None = None,
+        trace_id: str | None = None,
+    ) -> bytes:
+        try:
+            payload = encode_payload(message)
+        except ValueError as exc:
+            raise InvalidRequestError(f"{frame_type}: {exc}") from None
+        frame = encode_envelope(
+            frame_type,
+            payload,
+            message_id=message_id,
+            timestamp=self._clock.timestamp(),
+            session_id=self.session_id,
+            job_id=job_id,
+            trace_id=trace_id,
+        )
+        if len(frame) > self._limits.send_bytes:
+            raise MessageTooLargeError(
+                f"{frame_type}: {len(frame)} bytes; a frame has at most {self._limits.send_bytes}"
+            )
+        return frame
+
+    def _send(self, frame: bytes) -> None:
+        if self._lost is not None:
+            raise self._lost
+        self._outbox.append(frame)
+        self._writer.wake()
+
+    def take(self, limit: int) -> list[bytes]:
+        """Hand frames to the writer."""
+        frames: list[bytes] = []
+        size = 0
+        while self._outbox and size < limit:
+            frames.append(self._outbox.popleft())
+            size += len(frames[-1])
+        return frames
+
+    # --- receiving ----------------------------------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def _read(self, frames: Sequence[bytes | str]) -> None:
+        """Read until the connection ends. Nothing in here waits for a consumer."""
+        try:
+            while True:
+                for frame in frames:
+                    self._receive(frame)
+                frames = await self._transport.receive()
+        except TransportClosedError as exc:
+            self._lose(self._connection_error or ConnectionLostError(f"the connection has ended: {exc}"))
+        finally:
+            self._lose(ConnectionLostError("the client was closed"))
+
+    def _lose(self, error: ARCPError) -> None:
+        """Fail everything that waits: nothing more will come."""
+        if self._lost is not None:
+            return
+        self._lost = error
+        for handle, slot in self._submits.values():
+            handle._lose(error)  # noqa: SLF001
+            slot.fail(error)
+        for _, cancel_slot in self._cancels.values():
+            cancel_slot.fail(error)
+        for handle in self._jobs.values():
+            handle._lose(error)  # noqa: SLF001
+        self._jobs.clear()
+        self._closed_answer.set()
+        self._writer.finish()
+
+    def _receive(self, text: bytes | str) -> None:
+        try:
+            envelope = decode_envelope(text, strict=False)
+            handler = self._HANDLERS.get(envelope.type)
+            if handler is None:
+                logger.debug("ignored a message of type %.50r", envelope.type)
+            else:
+                handler(self, envelope, len(text))
+            self._malformed = 0
+        except InvalidRequestError as exc:
+            # What cannot be read concerns nobody that can be found; the session goes on (P5.4).
+            logger.warning("ignored a frame: %s", exc.message)
+            if isinstance(exc, MalformedFrameError):
+                self._malformed += 1
+                if self._malformed >= self._limits.malformed_in_a_row:
+                    raise TransportClosedError(
+                        CloseCode.POLICY, f"{self._malformed} frames in a row were no envelopes"
+                    ) from None
+
+    def _on_event(self, envelope: Envelope, size: int) -> None:
+        handle = self._handle_of(envelope, size)
+        if handle is not None:
+            event = read_message(envelope, JobEvent)
+            handle._receive(event, envelope.event_seq, envelope.job_seq, size)  # noqa: SLF001
+
+    def _on_result(self, envelope: Envelope, size: int) -> None:
+        handle = self._handle_of(envelope, size)
+        if handle is not None:
+            self._end(handle, read_message(envelope, JobResult))
+
+    def _on_job_error(self, envelope: Envelope, size: int) -> None:
+        error = read_message(envelope, JobError)
+        if self._refuse_by_id(envelope, error):
+            return
+        job_id = error.job_id or ""
+        handle = self._jobs.get(job_id)
+        if handle is not None:
+            if not self._refuses_a_submit_of_known_job(error, envelope):
+                self._end(handle, error)
+        elif not self._refuse_cancel_of(job_id, error) and (
+            self._accepts_late or not self._refuse_oldest_submit(envelope, error)
+        ):
+            self._keep_early(job_id, envelope, size)
+
+    def _end(self, handle: JobHandle, terminal: JobResult | JobError) -> None:
+        handle._end(terminal)  # noqa: SLF001
+        self._jobs.pop(handle.job_id, None)
+        if REPLIES_FEATURE in self.features:
+            # The runtime answers each cancel, behind the terminal event.
+            return
+        for waiting, slot in self._cancels.values():
+            if waiting is handle:
+                # Some runtimes acknowledge no cancel: how the job ended tells what became of it.
+                applied = handle.status == "cancelled"
+                slot.put(CancelOutcome(applied=applied, status=handle.status))
+
+    def _handle_of(self, envelope: Envelope, size: int) -> JobHandle | None:
+        job_id = envelope.job_id or envelope.payload.get("job_id")
+        if not isinstance(job_id, str):
+            return None
+        handle = self._jobs.get(job_id)
+        if handle is None:
+            self._keep_early(job_id, envelope, size)
+        return handle
+
+    def _keep_early(self, job_id: str, envelope: Envelope, size: int) -> None:
+        """Keep a frame of a job that is not accepted yet, if one may still be (D32)."""
+        if self._submits and self._early_frames < self._limits.early_frames:
+            self._early.setdefault(job_id, []).append((envelope, size))
+            self._early_frames += 1
+
+    def _on_accepted(self, envelope: Envelope, _: int) -> None:
+        accepted = read_message(envelope, JobAccepted)
+        request_id = self._submit_of(accepted, envelope)
+        if request_id is None:
+            logger.debug("ignored the acceptance of %.64r: no submit waits for it", accepted.job_id)
+            return
+        handle, slot = self._submits.pop(request_id)
+        if accepted.job_id in self._jobs:
+            # The same job again, for a repeated submit: both calls get the one handle.
+            slot.put(self._jobs[accepted.job_id])
+            return
+        handle._accept(accepted)  # noqa: SLF001
+        self._jobs[accepted.job_id] = handle
+        slot.put(handle)
+        early = self._early.pop(accepted.job_id, [])
+        self._early_frames -= len(early)
+        for frame, size in early:
+            self._HANDLERS[frame.type](self, frame, size)
+        if not self._submits:
+            # Nobody is left for whom the rest could have been early.
+            self._early.clear()
+            self._early_frames = 0
+
+    def _submit_of(self, accepted: JobAccepted, envelope: Envelope) -> str | None:
+        """Find the submit that an acceptance answers: by id, by trace, by order."""
+        for request_id in (accepted.request_id, accepted.reply_to, envelope.correlation_id):
+            if request_id in self._submits:
+                self._correlates = True
+                return request_id
+        if accepted.parent_job_id is not None:
+            return None
+        trace_id = accepted.trace_id or envelope.trace_id
+        for request_id, (handle, _) in self._submits.items():
+            if trace_id is not None and handle.trace_id == trace_id:
+                self._correlates = True
+                return request_id
+        return next(iter(self._submits), None)
+
+    def _on_cancelled(self, envelope: Envelope, _: int) -> None:
+        cancelled = read_message(envelope, JobCancelled)
+        outcome = CancelOutcome(applied=True, status="cancelled")
+        for request_id in (cancelled.request_id, cancelled.reply_to, envelope.correlation_id):
+            if request_id in self._cancels:
+                self._cancels[request_id][1].put(outcome)
+                return
+        for handle, slot in self._cancels.values():
+            if handle.job_id == cancelled.job_id and not slot.is_set:
+                slot.put(outcome)
+                return
+
+    def _on_reply(self, envelope: Envelope, _: int) -> None:
+        reply = read_message(envelope, Reply)
+        waiting = self._cancels.get(reply.request_id)
+        if waiting is not None:
+            waiting[1].put(CancelOutcome(applied=reply.applied, status=reply.job_status))
+
+    # --- refusals -----------------------------------------------------------------------------------
+
+    def _on_session_error(self, envelope: Envelope, _: int) -> None:
+        error = read_message(envelope, SessionError)
+        if self._refuse_by_id(envelope, error):
+            return
+        if error.code in _FATAL_CODES:
+            self._connection_error = self._exception(error)
+            return
+        outstanding = len(self._submits) + len(self._cancels)
+        if outstanding == 1 and error.request_id is None and error.reply_to is None:
+            self._refuse_the_only_request(error)
+        elif self._closed_answer is not None and not outstanding:
+            # The answer of a runtime that knows no session.close, or the reason why it will close.
+            self._connection_error = self._exception(error)
+            self._closed_answer.set()
+        logger.info("the runtime reports %s: %s", error.code, error.message)
+
+    @staticmethod
+    def _exception(error: SessionError | JobError) -> ARCPError:
+        return error_from_wire(error.code, error.message, retryable=error.retryable, details=error.details)
+
+    def _refuse_by_id(self, envelope: Envelope, error: SessionError | JobError) -> bool:
+        for request_id in (error.request_id, error.reply_to, envelope.correlation_id, envelope.id):
+            if request_id in self._submits:
+                self._submits[request_id][1].fail(self._exception(error))
+                return True
+            if request_id in self._cancels:
+                self._cancels[request_id][1].fail(self._exception(error))
+                return True
+        return False
+
+    def _refuse_the_only_request(self, error: SessionError) -> None:
+        for _, slot in self._submits.values():
+            slot.fail(self._exception(error))
+        for _, cancel_slot in self._cancels.values():
+            cancel_slot.fail(self._exception(error))
+
+    def _refuses_a_submit_of_known_job(self, error: JobError, envelope: Envelope) -> bool:
+        """Recognise a conflicting key that is reported on the innocent job (D34), and refused cancels."""
+        if error.code == "DUPLICATE_KEY" and self._submits:
+            return self._refuse_oldest_submit(envelope, error)
+        if error.code in ("JOB_NOT_FOUND", "PERMISSION_DENIED"):
+            return self._refuse_cancel_of(error.job_id or "", error)
+        return False
+
+    def _refuse_cancel_of(self, job_id: str, error: JobError) -> bool:
+        for handle, slot in self._cancels.values():
+            if handle.job_id == job_id and not slot.is_set:
+                if handle.terminal is not None:
+                    slot.put(CancelOutcome(applied=False, status=handle.status))
+                else:
+                    slot.fail(self._exception(error))
+                return True
+        return False
+
+    def _refuse_oldest_submit(self, envelope: Envelope, error: JobError) -> bool:
+        """Take the error of an unknown job for the refusal of a submit, as one runtime writes it (X4)."""
+        by_trace = [slot for handle, slot in self._submits.values() if handle.trace_id == envelope.trace_id]
+        slots = by_trace or [slot for _, slot in self._submits.values() if not slot.is_set]
+        if not slots:
+            return False
+        slots[0].fail(self._exception(error))
+        return True
+
+    # --- the rest -----------------------------------------------------------------------------------
+
+    def _on_ping(self, envelope: Envelope, _: int) -> None:
+        ping = read_message(envelope, SessionPing)
+        pong = SessionPong(ping_nonce=ping.nonce, received_at=self._clock.timestamp())
+        if self._lost is None:
+            self._send(self._encode("session.pong", pong, self._ids.message()))
+
+    def _on_closed(self, _: Envelope, __: int) -> None:
+        self._closed_answer.set()
+
+    _HANDLERS = {  # noqa: RUF012  # never changed
+        "job.event": _on_event,
+        "job.result": _on_result,
+        "job.error": _on_job_error,
+        "job.accepted": _on_accepted,
+        "job.cancelled": _on_cancelled,
+        "x-arcp-trio.reply": _on_reply,
+        "session.error": _on_session_error,
+        "session.ping": _on_ping,
+        "session.closed": _on_closed,
+        "session.bye": _on_closed,
+    }
+
+    # --- opening and closing ------------------------------------------------------------------------
+
+    async def _shake_hands(self, token: str, name: str) -> Sequence[bytes | str]:
+        """Send hello, take the welcome; return what came behind it."""
+        hello = SessionHello(
+            client=Peer(name=name, version=__version__, kind="arcp-trio"),
+            client_name=name,
+            client_version=__version__,
+            auth=Auth(token=token),
+            capabilities=ClientCapabilities(encodings=("json",), features=OFFERED_FEATURES),
+        )
+        await self._transport.send([self._encode("session.hello", hello, self._ids.message())])
+        early: list[bytes | str] = []
+        while True:
+            frames = await self._transport.receive()
+            for index, frame in enumerate(frames):
+                envelope = decode_envelope(frame, strict=False)
+                if envelope.type == "session.welcome":
+                    self._welcomed(read_message(envelope, SessionWelcome), envelope)
+                    return [*early, *frames[index + 1 :]]
+                if envelope.type in ("session.error", "session.rejected", "job.error"):
+                    raise self._exception(read_message(envelope, SessionError))
+                if len(early) < self._limits.early_frames:
+                    early.append(frame)
+
+    def _welcomed(self, welcome: SessionWelcome, envelope: Envelope) -> None:
+        self.welcome = welcome
+        self.session_id = welcome.session_id or self.session_id
+        # Some runtimes name all that they have: what counts is what both have (D11).
+        self.features = frozenset(OFFERED_FEATURES) & frozenset(welcome.capabilities.features or ())
+        self._correlates = REPLIES_FEATURE in self.features
+        # The one implementation whose events come before its accepts names itself this way alone (D8, D32).
+        self._accepts_late = "runtime_name" in envelope.payload and "runtime" not in envelope.payload
+
+    async def _say_goodbye(self) -> None:
+        """Close politely: the specification's verb, then the one that others know (X8)."""
+        with trio.move_on_after(self._limits.close_seconds, shield=True):
+            if self._lost is None:
+                close = SessionClose(reason="client.close")
+                self._closed_answer = trio.Event()
+                self._send(self._encode("session.close", close, self._ids.message()))
+                with trio.move_on_after(self._limits.close_seconds / 2):
+                    await self._closed_answer.wait()
+            if self._lost is None:
+                bye = SessionBye(reason="client.close")
+                self._send(self._encode("session.bye", bye, self._ids.message()))
+                self._writer.finish()
+            await self._transport.aclose(CloseCode.NORMAL, "client.close")
+
+
+@asynccontextmanager
+async def open_client_over(
+    transport: Transport,
+    *,
+    token: str,
+    name: str = "arcp-trio",
+    limits: ClientLimits | None = None,
+    ids: IdFactory | None = None,
+    clock: WallClock | None = None,
+) -> AsyncGenerator[Client, None]:
+    """Open a session over a transport that is connected; both are closed on leaving.
+
+    Args:
+        transport: Of any kind.
+        token: The bearer token.
+        name: How the client names itself.
+        limits: Its bounds; ``None`` for the defaults.
+        ids: Where ids come from; tests give their own.
+        clock: The time of day; tests give their own.
+
+    Raises:
+        UnauthenticatedError: The runtime refused the token.
+        ARCPError: The runtime refused the session for another reason.
+        ConnectionLostError: The connection ended before the welcome, or no welcome came in time.
+
+    Whatever the body raises leaves as it is, not in a group. Jobs of the session go on after it.
+
+    Cancellation: the session is closed politely within ``ClientLimits.close_seconds``.
+    """
+    limits = limits or ClientLimits()
+    client = Client(transport, limits=limits, ids=ids or IdFactory(), clock=clock or WallClock())
+    handles: list[JobHandle] = []
+    try:
+        frames: Sequence[bytes | str] | None = None
+        try:
+            with trio.move_on_after(limits.connect_seconds):
+                frames = await client._shake_hands(token, name)  # noqa: SLF001
+        except TransportClosedError as exc:
+            raise ConnectionLostError(f"no welcome: {exc}") from exc
+        if frames is None:
+            raise ConnectionLostError(f"no welcome within {limits.connect_seconds:g} seconds")
+        body_error: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_write, client, name="arcp client writer")
+            nursery.start_soon(client._read, frames, name="arcp client reader")  # noqa: SLF001
+            try:
+                yield client
+            except BaseException as exc:  # noqa: BLE001  # raised below, outside of the nursery
+                body_error = exc
+            handles = list(client._jobs.values())  # noqa: SLF001
+            await client._say_goodbye()  # noqa: SLF001
+            nursery.cancel_scope.cancel(reason="the client is closed")
+        if body_error is not None:
+            raise body_error
+    finally:
+        for handle in handles:
+            handle._discard()  # noqa: SLF001
+        await transport.abort()
+
+
+async def _write(client: Client) -> None:
+    try:
+        await client._writer.run()  # noqa: SLF001
+    except TransportClosedError as exc:
+        client._lose(ConnectionLostError(f"the connection has ended: {exc}"))  # noqa: SLF001
+
+
+def _check_plaintext(url: str) -> None:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "wss" or host == "localhost":
+        return
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    except ValueError:
+        pass
+    raise ValueError(
+        f"the token would cross the network unencrypted to {host}: use wss://, or say allow_plaintext=True"
+    )
+
+
+@asynccontextmanager
+async def open_client(
+    url: str,
+    *,
+    token: str,
+    name: str = "arcp-trio",
+    limits: ClientLimits | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    allow_plaintext: bool = False,
+) -> AsyncGenerator[Client, None]:
+    """Open a session with the runtime at ``url``: ``async with open_client(url, token=…) as client``.
+
+    Args:
+        url: ``ws://HOST:PORT/arcp`` or ``wss://…``.
+        token: The bearer token.
+        name: How the client names itself.
+        limits: Its bounds; ``None`` for the defaults.
+        ssl_context: For ``wss://``; ``None`` verifies against the system's authorities.
+        allow_plaintext: Whether the token may go over ``ws://`` to another machine (P14.1).
+
+    Raises:
+        ValueError: The URL is not one, or is ``ws://`` to another machine and ``allow_plaintext`` was not said.
+        ConnectionLostError: The runtime cannot be reached, or the connection ended before the welcome.
+        UnauthenticatedError: The runtime refused the token.
+        ARCPError: The runtime refused the session for another reason.
+
+    Cancellation: as :func:`open_client_over`.
+    """
+    if not allow_plaintext:
+        _check_plaintext(url)
+    bounds = limits or ClientLimits()
+    try:
+        async with (
+            open_websocket(
+                url,
+                receive_bytes=bounds.receive_bytes,
+                connect_seconds=bounds.connect_seconds,
+                close_seconds=bounds.close_seconds,
+                ssl_context=ssl_context,
+            ) as transport,
+            open_client_over(transport, token=token, name=name, limits=bounds) as client,
+        ):
+            yield client
+    except TransportClosedError as exc:
+        raise ConnectionLostError(exc.reason or str(exc)) from exc

@@ -1,0 +1,199 @@
+"""A server on a port: WebSocket upgrades, and a connection of the runtime behind each (P4.1, P14.1)."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import ssl
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+from trio_websocket import ConnectionClosed, WebSocketRequest
+
+from .runtime import Runtime
+from .sessions.auth import Verifier
+from .transports.websocket import WebSocketTransport, accept_websocket, upgrade_host
+
+__all__ = ["Listening", "serve_websocket"]
+
+logger = logging.getLogger("arcp_trio.gateway")
+
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@attrs.frozen
+class Listening:
+    """Where a gateway listens.
+
+    Attributes:
+        url: Its address for clients, ``ws://HOST:PORT/arcp``.
+        port: The port, also when it was picked.
+    """
+
+    url: str
+    port: int
+
+
+def _is_loopback(host: str) -> bool:
+    if host in _LOOPBACK_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_name(value: str) -> str | None:
+    """Return the host of a Host header or an Origin, without its port; ``None`` if it is neither."""
+    try:
+        return urlsplit(value if "//" in value else f"//{value}").hostname
+    except ValueError:
+        return None
+
+
+@attrs.frozen(kw_only=True)
+class _Gateway:
+    """One listener's rules for upgrades."""
+
+    runtime: Runtime
+    verifier: Verifier
+    path: str
+    hosts: Collection[str] | None
+    origins: Collection[str] | None
+    compat: str | None
+
+    async def serve_stream(self, stream: trio.abc.Stream) -> None:
+        """Serve one TCP connection, in a task of the runtime: nothing that it raises may leave."""
+        try:
+            await self._serve(stream)
+        except* (ConnectionClosed, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
+            logger.debug("a connection broke before its handshake: %r", group.exceptions)
+        except* Exception:
+            logger.exception("a connection failed")
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        limits = self.runtime.limits
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(limits.hello_seconds):
+                request = await accept_websocket(nursery, stream, receive_bytes=limits.receive_bytes)
+                refusal = self._refusal(request)
+                if refusal is None:
+                    websocket = await request.accept()
+                else:
+                    status, reason = refusal
+                    logger.info("refused an upgrade from %s: %s", request.remote, reason)
+                    await request.reject(status, body=reason.encode())
+                    nursery.cancel_scope.cancel(reason="refused")
+                    return
+                transport = WebSocketTransport(websocket, str(request.remote))
+                nursery.start_soon(self._serve_websocket, transport, nursery.cancel_scope)
+                return
+            nursery.cancel_scope.cancel(reason="the upgrade took too long")
+
+    async def _serve_websocket(self, transport: WebSocketTransport, scope: trio.CancelScope) -> None:
+        await self.runtime.serve_transport(transport, verifier=self.verifier, compat=self.compat)
+        # The library's reader task may wait for a peer that never answers a close.
+        scope.cancel(reason="the connection is closed")
+
+    def _refusal(self, request: WebSocketRequest) -> tuple[int, str] | None:
+        """Say why an upgrade is refused, with its HTTP status; ``None`` lets it pass."""
+        path = request.path.partition("?")[0]
+        if path.rstrip("/") != self.path.rstrip("/"):
+            return 404, f"ARCP is at {self.path}"
+        headers = {name.lower(): value for name, value in request.headers}
+        host = upgrade_host(request)
+        if self.hosts is not None and (host is None or _host_name(host) not in self.hosts):
+            # A name that points here and is not ours: DNS rebinding.
+            return 421, "this host is not served here"
+        origin = headers.get(b"origin")
+        if origin is not None and not self._origin_allowed(origin.decode("latin-1")):
+            return 403, "this origin is not allowed"
+        if self.runtime.at_connection_limit:
+            return 503, "too many connections, or shutting down"
+        return None
+
+    def _origin_allowed(self, origin: str) -> bool:
+        if self.origins is not None:
+            return origin in self.origins
+        # Without a list: pages of this machine, for a gateway that only this machine reaches.
+        return self.hosts is not None and _host_name(origin) in self.hosts
+
+
+async def serve_websocket(
+    runtime: Runtime,
+    host: str,
+    port: int,
+    *,
+    verifier: Verifier | None = None,
+    path: str = "/arcp",
+    ssl_context: ssl.SSLContext | None = None,
+    allow_plaintext: bool = False,
+    allowed_hosts: Collection[str] | None = None,
+    allowed_origins: Collection[str] | None = None,
+    compat: str | None = None,
+    task_status: trio.TaskStatus[Listening] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve a runtime to WebSocket clients, until cancelled or until the runtime shuts down.
+
+    Args:
+        runtime: What is served.
+        host: The address or name to listen on.
+        port: The port; 0 picks a free one, see :class:`Listening`.
+        verifier: Who decides on tokens; ``None`` takes the runtime's. For everybody, say
+            :class:`~arcp_trio.sessions.auth.AnonymousAccess`.
+        path: Where ARCP is; with and without a trailing slash (P4.1).
+        ssl_context: For ``wss://``.
+        allow_plaintext: Whether ``ws://`` may be served off loopback, for example behind a proxy that does TLS.
+        allowed_hosts: The names that a Host header may have; ``None``: loopback names on loopback, any elsewhere.
+        allowed_origins: The origins of browser pages that may connect (``https://example.org``); ``None``: those of
+            loopback names on loopback, none elsewhere. Clients that are no browsers send none and are not concerned.
+        compat: The name of a dialect for all connections; ``None`` detects it for each.
+        task_status: ``await nursery.start(serve_websocket, …)`` returns a :class:`Listening` once the port is open.
+
+    Raises:
+        ValueError: There is no verifier; or it is neither loopback nor TLS, and ``allow_plaintext`` was not said.
+        OSError: The port cannot be opened.
+
+    Cancellation: the listener is closed; connections that stand go on, until they close or the runtime does.
+    """
+    verifier = verifier or runtime.verifier
+    if verifier is None:
+        raise ValueError("a gateway needs a verifier; for anonymous access say AnonymousAccess()")
+    loopback = _is_loopback(host)
+    if not loopback and ssl_context is None and not allow_plaintext:
+        raise ValueError(
+            f"tokens would cross the network unencrypted on {host}: give an ssl_context, or say allow_plaintext=True"
+        )
+    if allowed_hosts is None and loopback:
+        allowed_hosts = _LOOPBACK_NAMES | {host}
+    gateway = _Gateway(
+        runtime=runtime,
+        verifier=verifier,
+        path=path,
+        hosts=allowed_hosts,
+        origins=allowed_origins,
+        compat=compat,
+    )
+    with trio.CancelScope() as scope:
+        runtime.add_listener(scope)
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host)
+            bound: int = listeners[0].socket.getsockname()[1]
+            wrapped = [
+                listener
+                if ssl_context is None
+                else trio.SSLListener(listener, ssl_context, https_compatible=True)
+                for listener in listeners
+            ]
+
+            scheme = "ws" if ssl_context is None else "wss"
+            shown = f"[{host}]" if ":" in host else host
+            task_status.started(Listening(f"{scheme}://{shown}:{bound}{path}", bound))
+            # The connections' tasks belong to the runtime and outlive this listener.
+            await runtime.accept_connections(gateway.serve_stream, wrapped)
+        finally:
+            runtime.remove_listener(scope)

@@ -1,0 +1,123 @@
+"""Which jobs there are: the actors that run, and the records of those that ended, with their bounds."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..limits import Limits
+from ..records import JobRecord
+from ..timers import Timer, Timers
+from ..wire.errors import InternalError
+
+if TYPE_CHECKING:
+    from .actor import JobActor
+
+__all__ = ["JobDirectory"]
+
+
+class JobDirectory:
+    """Finds a job by its id. Every change is synchronous.
+
+    Records go by age, number and bytes, oldest first; one deadline serves the oldest.
+    """
+
+    def __init__(self, limits: Limits, timers: Timers) -> None:
+        self._limits = limits
+        self._timers = timers
+        self._actors: dict[str, JobActor] = {}
+        self._records: dict[str, JobRecord] = {}
+        self._oldest: deque[str] = deque()
+        self._record_bytes = 0
+        self._running: Counter[str] = Counter()
+        self._retention: Timer | None = None
+        self._idle = trio.Event()
+        self._idle.set()
+
+    @property
+    def running(self) -> int:
+        """How many jobs have not ended."""
+        return len(self._actors)
+
+    @property
+    def retained(self) -> int:
+        """How many records there are."""
+        return len(self._records)
+
+    @property
+    def retained_bytes(self) -> int:
+        """About how many bytes the records keep."""
+        return self._record_bytes
+
+    def actors(self) -> list[JobActor]:
+        """Return the jobs that have not ended, oldest first."""
+        return list(self._actors.values())
+
+    def find(self, job_id: str) -> JobActor | JobRecord | None:
+        """Return the job, whether it runs or has ended; ``None`` if it is not known (any more)."""
+        return self._actors.get(job_id) or self._records.get(job_id)
+
+    def check_room(self, principal: str) -> None:
+        """Check the caps on running jobs (P6.3).
+
+        Raises:
+            InternalError: A cap is reached; retryable, ``details`` names the limit.
+        """
+        for limit, count, cap in (
+            ("jobs_per_principal", self._running[principal], self._limits.jobs_per_principal),
+            ("jobs", len(self._actors), self._limits.jobs),
+        ):
+            if count >= cap:
+                raise InternalError(
+                    f"{count} jobs are running, the limit {limit}", details={"limit": limit, "value": cap}
+                )
+
+    def add(self, actor: JobActor) -> None:
+        """Add a job that was accepted."""
+        self._actors[actor.job_id] = actor
+        self._running[actor.principal] += 1
+        if self._idle.is_set():
+            self._idle = trio.Event()
+
+    def finish(self, record: JobRecord) -> None:
+        """Swap a job's actor for its record: from here on it reads as ended."""
+        del self._actors[record.job_id]
+        self._running[record.principal] -= 1
+        if not self._running[record.principal]:
+            del self._running[record.principal]
+        self._records[record.job_id] = record
+        self._oldest.append(record.job_id)
+        self._record_bytes += record.size
+        while len(self._oldest) > self._limits.retention_records or (
+            self._record_bytes > self._limits.retention_bytes and len(self._oldest) > 1
+        ):
+            self._evict()
+        self._arm()
+        if not self._actors:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until no job runs. A checkpoint; cancelling it changes nothing."""
+        await self._idle.wait()
+
+    def _evict(self) -> None:
+        record = self._records.pop(self._oldest.popleft())
+        self._record_bytes -= record.size
+
+    def _arm(self) -> None:
+        if self._retention is None and self._oldest:
+            oldest = self._records[self._oldest[0]]
+            self._retention = self._timers.call_at(
+                oldest.ended_at + self._limits.retention_seconds, self._expire
+            )
+
+    def _expire(self) -> None:
+        self._retention = None
+        now = trio.current_time()
+        while (
+            self._oldest and self._records[self._oldest[0]].ended_at + self._limits.retention_seconds <= now
+        ):
+            self._evict()
+        self._arm()

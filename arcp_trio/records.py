@@ -1,0 +1,38 @@
+"""What is kept of what has ended: frozen values, bounded in number, age and bytes."""
+
+from __future__ import annotations
+
+import attrs
+
+__all__ = ["JobRecord"]
+
+
+@attrs.frozen(kw_only=True, eq=False, weakref_slot=False)
+class JobRecord:
+    """A job that has ended.
+
+    Attributes:
+        job_id: The job.
+        agent: The resolved agent, ``name@version``.
+        principal: Who submitted it.
+        owners: The ids of the sessions that may cancel it (P7.12).
+        status: One of the four terminal states, as the wire names it.
+        created_at: When it was accepted, as the wire writes it.
+        completed_at: When it ended, likewise.
+        trace_id: Its trace.
+        last_job_seq: How many events it had, the terminal one included (P7.18).
+        ended_at: When it ended, on the runtime's monotonic clock.
+        size: About how many bytes this record keeps.
+    """
+
+    job_id: str
+    agent: str
+    principal: str
+    owners: frozenset[str]
+    status: str
+    created_at: str
+    completed_at: str
+    trace_id: str
+    last_job_seq: int
+    ended_at: float
+    size: int

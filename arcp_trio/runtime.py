@@ -1,0 +1,423 @@
+"""The runtime: wires the floors together and owns every task.
+
+Theory of operation. Four nurseries, one inside the other, live in one task that is shielded from the
+caller of :func:`open_runtime`: services (timers, the pacer), connections, actors, agents. Leaving the
+``async with``, by whatever way, runs :func:`arcp_trio.shutdown.shut_down`; agents are stopped through their own
+scopes and by nothing else, so every job still gets its terminal event. Only when all phases are over
+does the shielded task end.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from ._version import __version__
+from .jobs.actor import JobActor, JobCounters, JobServices, JobSpec
+from .jobs.agents import Agents
+from .jobs.directory import JobDirectory
+from .jobs.pacer import Pacer
+from .limits import Limits
+from .sessions.auth import Principal, TrustedPrincipal, Verifier
+from .sessions.connection import Connection
+from .sessions.directory import SessionDirectory
+from .sessions.services import SessionServices
+from .shutdown import shut_down
+from .timers import Timers
+from .transports.base import CloseCode, Transport
+from .wire.dialects import DIALECTS, Dialect
+from .wire.errors import InternalError
+from .wire.ids import IdFactory
+from .wire.session_messages import REPLIES_FEATURE, Peer
+from .wire.timestamps import WallClock
+
+if TYPE_CHECKING:
+    from .client.client import Client
+    from .limits import ClientLimits
+
+__all__ = ["Runtime", "RuntimeStatistics", "open_runtime"]
+
+logger = logging.getLogger("arcp_trio.runtime")
+
+OFFERED_FEATURES = frozenset({"progress", "result_chunk", "agent_versions", REPLIES_FEATURE})
+"""What this runtime implements of :data:`arcp_trio.wire.session_messages.FEATURES` (P6.5)."""
+
+
+@attrs.frozen(kw_only=True)
+class RuntimeStatistics:
+    """A snapshot of a runtime.
+
+    Attributes:
+        jobs_running: Jobs that have not ended.
+        jobs_retained: Records of jobs that have ended.
+        jobs_accepted: Jobs accepted so far.
+        terminals_published: Terminal events published so far: for each job exactly one.
+        tear_downs: Tear-downs so far: for each job exactly one.
+        cancels_acknowledged: Cancels that decided a job's outcome.
+        cancels_refused: Cancels that changed nothing.
+        events_encoded: Event payloads encoded: one for each event, however many follow it.
+        bugs: Messages that cannot come in their phase, and actors that failed. Always zero.
+        sessions: Sessions that are open.
+        connections: Connections that are open.
+        timers: Deadlines that stand.
+        disowned_agents: The agents that did not stop within their grace and still run.
+    """
+
+    jobs_running: int
+    jobs_retained: int
+    jobs_accepted: int
+    terminals_published: int
+    tear_downs: int
+    cancels_acknowledged: int
+    cancels_refused: int
+    events_encoded: int
+    bugs: int
+    sessions: int
+    connections: int
+    timers: int
+    disowned_agents: tuple[str, ...]
+
+
+class Runtime:
+    """A runtime that is open. Made by :func:`open_runtime`."""
+
+    def __init__(
+        self,
+        agents: Agents,
+        *,
+        limits: Limits,
+        verifier: Verifier | None,
+        name: str,
+        ids: IdFactory,
+        clock: WallClock,
+    ) -> None:
+        self._limits = limits
+        self._verifier = verifier
+        self._ids = ids
+        self._timers = Timers()
+        self._pacer = Pacer(limits.slice_seconds)
+        self._counters = JobCounters()
+        self._directory = JobDirectory(limits, self._timers)
+        self._sessions = SessionDirectory(limits)
+        self._closing = False
+        self._shut_down = trio.Event()
+        self._finished = trio.Event()
+        self._body = trio.CancelScope()
+        self._failure: BaseException | None = None
+        self._listeners: dict[trio.CancelScope, None] = {}
+        self._connections: dict[Connection, None] = {}
+        self._no_connections = trio.Event()
+        self._no_connections.set()
+        self._disowned: dict[JobActor, None] = {}
+        # Tasks start from here, not from the request that asks for them: a connection's context
+        # variables must not live on in a job.
+        self._context = contextvars.copy_context()
+        self._job_services = JobServices(
+            limits=limits,
+            ids=ids,
+            clock=clock,
+            timers=self._timers,
+            pacer=self._pacer,
+            directory=self._directory,
+            counters=self._counters,
+            spawn_agent=self._spawn_agent,
+            interrupted=self._fail,
+            disowned=self._note_disowned,
+        )
+        self._session_services = SessionServices(
+            limits=limits,
+            ids=ids,
+            clock=clock,
+            agents=agents,
+            jobs=self._directory,
+            sessions=self._sessions,
+            counters=self._counters,
+            features=OFFERED_FEATURES,
+            runtime=Peer(name=name, version=__version__, kind="arcp-trio"),
+            start_job=self._start_job,
+            is_closing=lambda: self._closing,
+        )
+
+    # --- for users ----------------------------------------------------------------------------------
+
+    @property
+    def limits(self) -> Limits:
+        """The bounds it keeps."""
+        return self._limits
+
+    @property
+    def verifier(self) -> Verifier | None:
+        """Who decides on the tokens of a gateway that is given no verifier of its own."""
+        return self._verifier
+
+    def statistics(self) -> RuntimeStatistics:
+        """Return a snapshot."""
+        counters = self._counters
+        return RuntimeStatistics(
+            jobs_running=self._directory.running,
+            jobs_retained=self._directory.retained,
+            jobs_accepted=counters.accepted,
+            terminals_published=counters.published,
+            tear_downs=counters.torn_down,
+            cancels_acknowledged=counters.cancels_acknowledged,
+            cancels_refused=counters.cancels_refused,
+            events_encoded=counters.encodings,
+            bugs=counters.bugs,
+            sessions=len(self._sessions),
+            connections=len(self._connections),
+            timers=len(self._timers),
+            disowned_agents=tuple(f"{actor.agent.resolved} of {actor.job_id}" for actor in self._disowned),
+        )
+
+    if TYPE_CHECKING:
+        # Bound in arcp_trio/__init__.py, from arcp_trio/embedded.py: this floor does not know the client.
+        def open_session(
+            self,
+            *,
+            principal: str | Principal,
+            name: str = "embedded",
+            limits: ClientLimits | None = None,
+        ) -> AbstractAsyncContextManager[Client]: ...
+
+    async def serve_transport(
+        self,
+        transport: Transport,
+        *,
+        verifier: Verifier | None = None,
+        principal: str | Principal | None = None,
+        compat: str | None = None,
+    ) -> None:
+        """Serve one connection over a transport of any kind, until it ends.
+
+        Args:
+            transport: Connected; closed when this returns.
+            verifier: Who decides on its token; ``None`` takes the runtime's.
+            principal: Instead of a verifier: whose connection it is, whatever token it shows.
+            compat: The name of a dialect (:data:`arcp_trio.wire.dialects.DIALECTS`); ``None`` detects it.
+
+        Raises:
+            ValueError: There is no verifier and no principal, or no such dialect.
+
+        Cancellation: the transport is closed at once; the jobs of its session go on.
+        """
+        if principal is not None:
+            who = Principal(name=principal) if isinstance(principal, str) else principal
+            verifier = TrustedPrincipal(who)
+        verifier = verifier or self._verifier
+        if verifier is None:
+            raise ValueError("a connection needs a verifier or a principal")
+        if compat is not None and compat not in DIALECTS:
+            raise ValueError(f"compat: expected one of {', '.join(DIALECTS)}, got {compat!r}")
+        dialect: Dialect | None = DIALECTS[compat] if compat is not None else None
+        connection = Connection(transport, services=self._session_services, verifier=verifier, compat=dialect)
+        self._connections[connection] = None
+        if self._no_connections.is_set():
+            self._no_connections = trio.Event()
+        try:
+            await connection.run()
+        finally:
+            del self._connections[connection]
+            if not self._connections:
+                self._no_connections.set()
+
+    async def aclose(self) -> None:
+        """Shut down in phases (:func:`arcp_trio.shutdown.shut_down`) and return when all terminal events are out.
+
+        Leaving :func:`open_runtime` calls it. Idempotent; a second caller waits for the first. Agents that
+        refuse to stop may still run: :meth:`statistics` names them.
+
+        Cancellation: not cancellable; bounded by ``Limits.shutdown_seconds``.
+        """
+        if self._closing:
+            with trio.CancelScope(shield=True):
+                await self._shut_down.wait()
+            return
+        self._closing = True
+        try:
+            await shut_down(self, self._limits)
+        finally:
+            self._shut_down.set()
+
+    # --- for the gateway ----------------------------------------------------------------------------
+
+    @property
+    def at_connection_limit(self) -> bool:
+        """Whether a further connection must be refused."""
+        return self._closing or len(self._connections) >= self._limits.connections
+
+    def spawn_connection(self, function: Callable[[], Awaitable[None]], name: str) -> None:
+        """Start a connection's task among the runtime's: it outlives its listener."""
+        self._context.run(self._connection_nursery.start_soon, function, name=name)
+
+    async def accept_connections(
+        self,
+        handler: Callable[[trio.abc.Stream], Awaitable[None]],
+        listeners: Sequence[trio.abc.Listener[trio.abc.Stream]],
+    ) -> None:
+        """Accept streams until cancelled; each handler is a task of the runtime, and must not raise."""
+        await trio.serve_listeners(handler, listeners, handler_nursery=self._connection_nursery)
+
+    def add_listener(self, scope: trio.CancelScope) -> None:
+        """Have a listener's scope cancelled in the first phase of a shutdown."""
+        self._listeners[scope] = None
+        if self._closing:
+            scope.cancel(reason="the runtime is shutting down")
+
+    def remove_listener(self, scope: trio.CancelScope) -> None:
+        """Forget a listener that has ended."""
+        self._listeners.pop(scope, None)
+
+    # --- phases of a shutdown -----------------------------------------------------------------------
+
+    def stop_listening(self) -> None:
+        """Close the listeners."""
+        for scope in self._listeners:
+            scope.cancel(reason="the runtime is shutting down")
+
+    async def wait_jobs_ended(self) -> None:
+        """Wait until no job runs."""
+        await self._directory.wait_idle()
+
+    def close_jobs(self, until: float) -> None:
+        """Tell every job that the runtime closes."""
+        for actor in self._directory.actors():
+            actor.close(until)
+
+    def close_connections(self) -> None:
+        """Let every connection flush and say goodbye."""
+        for connection in list(self._connections):
+            connection.close(CloseCode.GOING_AWAY, "the runtime is shutting down")
+
+    async def wait_connections_closed(self) -> None:
+        """Wait until no connection is open."""
+        await self._no_connections.wait()
+
+    def cancel_connections(self) -> None:
+        """Cut the connections that are left."""
+        self._connection_nursery.cancel_scope.cancel(reason="the runtime has shut down")
+
+    # --- jobs ---------------------------------------------------------------------------------------
+
+    def _start_job(self, spec: JobSpec, accept: Callable[[JobActor], None]) -> JobActor:
+        """Make a job and start its actor. No checkpoint: ``accept`` runs before the actor's first step."""
+        if self._closing:
+            raise InternalError("the runtime is shutting down")
+        actor = JobActor(self._ids.job(), spec, self._job_services)
+        self._directory.add(actor)
+        self._counters.accepted += 1
+        accept(actor)
+        self._context.run(self._actor_nursery.start_soon, actor.run, name=f"actor of {actor.job_id}")
+        return actor
+
+    def _spawn_agent(self, function: Callable[[], Awaitable[None]], name: str) -> None:
+        self._context.run(self._agent_nursery.start_soon, function, name=name)
+
+    def _note_disowned(self, actor: JobActor, disowned: bool) -> None:  # noqa: FBT001  # a callback
+        if disowned:
+            self._disowned[actor] = None
+            logger.warning(
+                "job %s: agent %s did not stop within its grace; it goes on alone",
+                actor.job_id,
+                actor.agent.resolved,
+            )
+        elif self._disowned.pop(actor, actor) is None:
+            logger.info("job %s: its disowned agent has ended", actor.job_id)
+
+    def _fail(self, exc: BaseException) -> None:
+        """End the runtime because of ``exc``, which leaves :func:`open_runtime` when all is shut down."""
+        if self._failure is None:
+            self._failure = exc
+        self._body.cancel(reason="the runtime was interrupted")
+
+    # --- tasks --------------------------------------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_service(self, service: Callable[[], Awaitable[None]]) -> None:
+        """Run the timers or the pacer: a bug in one ends the runtime, loudly."""
+        try:
+            await service()
+        except Exception as exc:
+            logger.critical("a service of the runtime failed", exc_info=True)
+            self._fail(exc)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _supervise(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Hold the nurseries, shielded from whoever opened the runtime."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as services:
+                services.start_soon(self._run_service, self._timers.run, name="arcp timers")
+                services.start_soon(self._run_service, self._pacer.run, name="arcp pacer")
+                async with trio.open_nursery() as self._connection_nursery:
+                    async with trio.open_nursery() as self._actor_nursery:
+                        async with trio.open_nursery() as self._agent_nursery:
+                            task_status.started()
+                            # Every job has ended by then; agents that refused to stop are waited for.
+                            await self._finished.wait()
+                services.cancel_scope.cancel(reason="the runtime has shut down")
+
+    def _report_disowned(self) -> None:
+        names = self.statistics().disowned_agents
+        if names:
+            logger.error("the runtime cannot be left until these agents end: %s", "; ".join(names))
+
+
+@asynccontextmanager
+async def open_runtime(
+    agents: Agents,
+    *,
+    limits: Limits | None = None,
+    verifier: Verifier | None = None,
+    name: str = "arcp-trio",
+    ids: IdFactory | None = None,
+    clock: WallClock | None = None,
+) -> AsyncGenerator[Runtime, None]:
+    """Open a runtime: ``async with open_runtime(agents) as runtime``.
+
+    All its tasks live inside. On leaving, by whatever way, it shuts down in phases within
+    ``limits.shutdown_seconds``: every job that was accepted gets its one terminal event.
+
+    Args:
+        agents: What it runs.
+        limits: Its bounds; ``None`` for the defaults.
+        verifier: Who decides on tokens; may be ``None`` for embedded use, a gateway then needs its own.
+        name: How it names itself in a welcome.
+        ids: Where ids come from; tests give their own.
+        clock: The time of day; tests give their own.
+
+    Raises:
+        KeyboardInterrupt: Control-C reached an agent; raised after the shutdown.
+
+    Whatever the body raises leaves as it is, not in a group.
+
+    Cancellation: from outside, it shuts down as above, and then the cancellation goes on. An agent that refuses to
+    end (a thread, a shield) keeps the block from being left; its name is logged, and its job has ended.
+    """
+    runtime = Runtime(
+        agents,
+        limits=limits or Limits(),
+        verifier=verifier,
+        name=name,
+        ids=ids or IdFactory(),
+        clock=clock or WallClock(),
+    )
+    body_error: BaseException | None = None
+    async with trio.open_nursery() as host:
+        await host.start(runtime._supervise, name="arcp runtime")  # noqa: SLF001
+        try:
+            with runtime._body:  # noqa: SLF001
+                yield runtime
+        except BaseException as exc:  # noqa: BLE001  # raised below, outside of the nursery that would wrap it
+            body_error = exc
+        await runtime.aclose()
+        runtime._report_disowned()  # noqa: SLF001
+        runtime._finished.set()  # noqa: SLF001
+    if runtime._failure is not None:  # noqa: SLF001
+        raise runtime._failure from body_error  # noqa: SLF001
+    if body_error is not None:
+        raise body_error

@@ -1,0 +1,97 @@
+"""Who is there: verifiers turn a token into a principal (P6.1, P6.2)."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from itertools import count
+from typing import Protocol
+
+import attrs
+
+__all__ = ["AnonymousAccess", "Principal", "StaticTokens", "TrustedPrincipal", "Verifier"]
+
+
+@attrs.frozen(kw_only=True)
+class Principal:
+    """Who a session belongs to.
+
+    Attributes:
+        name: What jobs and records are kept under; two sessions of one name are one principal.
+        agents: The names of the agents that it may use; ``None`` for all.
+    """
+
+    name: str
+    agents: frozenset[str] | None = None
+
+
+class Verifier(Protocol):
+    """Decides who a token stands for."""
+
+    async def verify(self, token: str) -> Principal | None:
+        """Return the token's principal, or ``None`` for one that stands for nobody.
+
+        May be slow: the hello deadline bounds it. An exception that it raises is logged and answered with
+        INTERNAL_ERROR, retryable.
+        """
+
+
+class StaticTokens:
+    """A fixed set of tokens.
+
+    Args:
+        tokens: Each token, not empty, and its principal: a name, or a :class:`Principal`.
+
+    Raises:
+        ValueError: A token or a name is empty.
+    """
+
+    def __init__(self, tokens: Mapping[str, str | Principal]) -> None:
+        self._tokens: list[tuple[bytes, Principal]] = []
+        for token, who in tokens.items():
+            principal = Principal(name=who) if isinstance(who, str) else who
+            if not token or not principal.name:
+                raise ValueError("a token and the name of its principal must not be empty")
+            self._tokens.append((token.encode(), principal))
+
+    def __repr__(self) -> str:
+        return f"<StaticTokens of {len(self._tokens)}>"
+
+    async def verify(self, token: str) -> Principal | None:  # noqa: ASYNC124  # a verifier may await; this one has no need
+        """Return the token's principal; compares in constant time, with every token."""
+        given = token.encode("utf-8", "surrogatepass")
+        found: Principal | None = None
+        for known, principal in self._tokens:
+            # No early end: how long this takes says nothing about which token was nearly right.
+            if hmac.compare_digest(given, known):
+                found = principal
+        return found
+
+
+class AnonymousAccess:
+    """Lets everybody in, each connection as a principal of its own.
+
+    A runtime on a port has no other way to do without a verifier: who wants it asks for it by this name.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+
+    async def verify(self, token: str) -> Principal | None:  # noqa: ARG002, ASYNC124  # as above
+        """Return a principal that no other session has."""
+        return Principal(name=f"anonymous-{next(self._numbers)}")
+
+
+class TrustedPrincipal:
+    """For a session opened in the process itself: whoever can call that needs no token.
+
+    Args:
+        principal: Who the session belongs to.
+    """
+
+    def __init__(self, principal: Principal) -> None:
+        self._principal = principal
+
+    async def verify(self, token: str) -> Principal | None:  # noqa: ARG002, ASYNC124  # as above
+        """Return the principal."""
+        return self._principal

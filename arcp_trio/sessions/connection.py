@@ -1,0 +1,226 @@
+"""One transport of a session: its reader, its writer, and how it ends.
+
+The reader never stops draining: it only decodes and calls synchronous handlers
+(:mod:`arcp_trio.sessions.requests`). The writer takes the connection's own replies first, then the session's
+stream. Whatever ends the connection (a close, a broken transport, a limit, a shutdown) ends up in
+:meth:`Connection.close` or in the reader's end, and from there in one place, :meth:`Connection._finish`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+import trio
+
+from ..limits import Limits
+from ..transports.base import CloseCode, Transport, TransportClosedError
+from ..transports.writer import FrameWriter
+from ..wire.dialects import Dialect
+from ..wire.errors import InternalError, UnauthenticatedError
+from .auth import Verifier
+from .handshake import HandshakeRefusedError, Welcomed, handshake
+from .replies import Replies
+from .requests import RequestHandler
+from .services import SessionServices
+from .session import Session
+
+__all__ = ["Connection"]
+
+logger = logging.getLogger("arcp_trio.sessions")
+
+
+class Connection:
+    """A client's connection, from its first byte to its last.
+
+    Args:
+        transport: What it speaks over; closed when :meth:`run` returns.
+        services: The runtime's parts.
+        verifier: Who the client is.
+        compat: A dialect chosen by name; ``None`` detects it.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        services: SessionServices,
+        verifier: Verifier,
+        compat: Dialect | None = None,
+    ) -> None:
+        self._transport = transport
+        self._services = services
+        self._limits: Limits = services.limits
+        self._verifier = verifier
+        self._compat = compat
+        self._session: Session | None = None
+        self._replies: Replies | None = None
+        self._priority: deque[bytes] = deque()
+        self._reading = trio.CancelScope()
+        self._goodbye: tuple[int, str] | None = None
+        self._last: bytes | None = None
+        self._drop_stream = False
+        self._writer = FrameWriter(
+            transport,
+            self,
+            batch_bytes=self._limits.write_batch_bytes,
+            write_seconds=self._limits.write_seconds,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Connection {self._transport.description} {self._session!r}>"
+
+    # --- what others call: synchronous, never failing -----------------------------------------------
+
+    def wake(self) -> None:
+        """The session's stream has something to send."""
+        self._writer.wake()
+
+    def reply(self, frame: bytes) -> None:
+        """Send a frame ahead of the events."""
+        if self._goodbye is not None:
+            # Only what was said before the goodbye is still sent, and an error that explains it.
+            if len(self._priority) < self._limits.replies:
+                self._priority.append(frame)
+            return
+        if len(self._priority) >= self._limits.replies:
+            self._drop_stream = True
+            self.close(CloseCode.POLICY, "more requests than answers were read: limit replies")
+            return
+        self._priority.append(frame)
+        self._writer.wake()
+
+    def too_slow(self, limit: str) -> None:
+        """End this connection because too much is unsent (P6.18)."""
+        if self._goodbye is None and self._replies is not None:
+            error = InternalError(
+                f"the client reads too slowly: more is unsent than the limit {limit} allows",
+                details={"limit": limit},
+            )
+            self._drop_stream = True
+            self.close(CloseCode.TOO_SLOW, f"too slow: limit {limit}", self._replies.error(error))
+
+    def close(self, code: int, reason: str, last: bytes | None = None) -> None:
+        """End the connection: send what is ready, then ``last``, then close. The first call counts."""
+        if self._goodbye is None:
+            self._goodbye = (code, reason)
+            self._last = last
+            self._reading.cancel(reason=f"connection closing: {reason}")
+            if self._session is not None and self._drop_stream:
+                self._session.close()
+
+    def take(self, limit: int) -> list[bytes]:
+        """Hand frames to the writer: replies first, then the stream, then what is said last."""
+        frames: list[bytes] = []
+        size = 0
+        while self._priority and size < limit:
+            frames.append(self._priority.popleft())
+            size += len(frames[-1])
+        if size < limit and self._session is not None:
+            frames += self._session.take(limit - size)
+        if not frames and self._goodbye is not None and self._last is not None:
+            frames.append(self._last)
+            self._last = None
+        return frames
+
+    # --- its life -----------------------------------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Serve the connection until it ends. Never raises but Cancelled.
+
+        Cancellation: the transport is closed at once; the session's jobs go on.
+        """
+        try:
+            welcomed, backlog = await self._shake_hands()
+            if welcomed is None:
+                return
+            self._session = welcomed.session
+            self._replies = welcomed.replies
+            handler = RequestHandler(welcomed.session, self, welcomed.replies, self._services)
+            welcomed.session.attach(self)
+            self._priority.append(welcomed.frame)
+            await self._serve(handler, backlog)
+        except TransportClosedError as exc:
+            logger.debug("%r: %s", self, exc)
+        except Exception:
+            # A bug in a reader or writer ends its connection, and nothing else.
+            logger.exception("%r: a bug in the connection", self)
+        finally:
+            if self._session is not None:
+                self._session.close()
+            await self._transport.abort()
+
+    async def _shake_hands(self) -> tuple[Welcomed | None, list[bytes | str]]:
+        """Return the session, and what was read behind the first frame."""
+        with trio.move_on_after(self._limits.hello_seconds):
+            frames = list(await self._transport.receive())
+            try:
+                welcomed = await handshake(
+                    frames[0], services=self._services, verifier=self._verifier, compat=self._compat
+                )
+            except HandshakeRefusedError as exc:
+                logger.info("%s: refused: %s", self._transport.description, exc.reason)
+                await self._say_no(exc.frame, exc.code, exc.reason)
+                return None, []
+            return welcomed, frames[1:]
+        replies = Replies(self._services.ids.session(), self._services.ids, self._services.clock)
+        error = UnauthenticatedError(
+            f"no session.hello was verified within {self._limits.hello_seconds:g} seconds"
+        )
+        await self._say_no(replies.error(error), CloseCode.POLICY, "hello deadline")
+        return None, []
+
+    async def _say_no(self, frame: bytes, code: int, reason: str) -> None:
+        with trio.move_on_after(self._limits.close_seconds, shield=True):
+            await self._transport.send([frame])
+            await self._transport.aclose(code, reason)
+
+    async def _serve(self, handler: RequestHandler, backlog: list[bytes | str]) -> None:
+        failure: BaseException | None = None
+        writer_done = trio.Event()
+
+        async def write() -> None:
+            nonlocal failure
+            try:
+                await self._writer.run()
+            except (TransportClosedError, Exception) as exc:  # noqa: BLE001  # raised again below
+                failure = exc
+                self._reading.cancel(reason="the writer has ended")
+            finally:
+                writer_done.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write, name=f"writer of {handler.session.session_id}")
+            try:
+                with self._reading:
+                    await self._read(handler, backlog)
+            except TransportClosedError:
+                # The peer has gone: there is nobody left to flush to.
+                nursery.cancel_scope.cancel(reason="the peer has closed")
+                raise
+            finally:
+                # Events that come from now on have no connection to go to.
+                if self._goodbye is None:
+                    handler.session.close()
+            await self._finish(writer_done)
+            nursery.cancel_scope.cancel(reason="the connection is closed")
+        if failure is not None:
+            raise failure
+
+    async def _read(self, handler: RequestHandler, frames: list[bytes | str]) -> None:
+        while True:
+            for frame in frames:
+                if not handler.handle(frame) or self._goodbye is not None:
+                    return
+            frames = list(await self._transport.receive())
+
+    async def _finish(self, writer_done: trio.Event) -> None:
+        """Flush and close, between whole frames, within one deadline."""
+        if self._goodbye is None:
+            return
+        code, reason = self._goodbye
+        with trio.move_on_after(self._limits.close_seconds):
+            self._writer.finish()
+            await writer_done.wait()
+            await self._transport.aclose(code, reason)

@@ -1,0 +1,412 @@
+"""What a session's frames ask for, and the answer to each.
+
+Every handler is synchronous: it reads, decides and writes between two checkpoints, so two frames of one
+connection, or of two, never see each other half done. A wrong request is answered with what is wrong
+with it and changes nothing (P5.5); an error is never answered with an error (P5.4).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import attrs
+
+from ..jobs.actor import JobActor, JobSpec
+from ..jobs.feed import EventEntry
+from ..wire.codec import read_message
+from ..wire.envelope import Envelope, decode_envelope, encode_tail, speaks_our_version
+from ..wire.errors import (
+    ARCPError,
+    InternalError,
+    InvalidRequestError,
+    JobNotFoundError,
+    MalformedFrameError,
+    PermissionDeniedError,
+)
+from ..wire.job_messages import JobAccepted, JobCancel, JobCancelled, JobSubmit, LeaseConstraints, Reply
+from ..wire.session_messages import (
+    REPLIES_FEATURE,
+    SessionBye,
+    SessionClose,
+    SessionClosed,
+    SessionPing,
+    SessionPong,
+)
+from ..transports.base import CloseCode
+from .replies import Replies
+from .services import SessionServices
+from .session import Session
+
+__all__ = ["RequestConnection", "RequestHandler"]
+
+logger = logging.getLogger("arcp_trio.sessions")
+
+_MAX_KEY = 256
+_MAX_HELD_REPLY = 4096
+_LEASE_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+
+# Messages that only a runtime sends: from a client they ask for nothing.
+_ERRORS = frozenset({"session.error", "job.error"})
+_FEATURE_OF_TYPE = {
+    "session.list_jobs": "list_jobs",
+    "job.subscribe": "subscribe",
+    "job.unsubscribe": "subscribe",
+}
+_FEATURE_OF_NAMESPACE = {"cost.budget": "cost.budget", "model.use": "model.use"}
+
+
+class RequestConnection(Protocol):
+    """What the handlers ask of the connection. Synchronous; never fails."""
+
+    def reply(self, frame: bytes) -> None:
+        """Send a frame ahead of the events."""
+
+    def close(self, code: int, reason: str, last: bytes | None = None) -> None:
+        """End the connection: flush, send ``last``, close. What was read and not handled is dropped."""
+
+
+@attrs.define
+class _Seen:
+    """A message that was handled, to recognise its retransmission (P5.7)."""
+
+    content: int
+    reply: bytes | None = None
+    rides: bool = False
+
+
+class _CancelReply:
+    """Answers one job.cancel; tolerates a session that has left."""
+
+    __slots__ = ("_handler", "_job_id", "_reason", "_request_id")
+
+    def __init__(self, handler: RequestHandler, request_id: str, job_id: str, reason: str | None) -> None:
+        self._handler = handler
+        self._request_id = request_id
+        self._job_id = job_id
+        self._reason = reason
+
+    @property
+    def reason(self) -> str | None:
+        """Why, as the client said."""
+        return self._reason
+
+    def acknowledge(self) -> None:
+        """Send job.cancelled, in its place before the terminal event (P7.13)."""
+        self._handler.ride(
+            "job.cancelled",
+            JobCancelled(
+                job_id=self._job_id,
+                reason=self._reason or "cancelled",
+                request_id=self._request_id,
+                reply_to=self._request_id,
+            ),
+            request_id=self._request_id,
+            job_id=self._job_id,
+        )
+
+    def refuse(self, job_status: str) -> None:
+        """Say that nothing changed, to a client that understands it; silence to others (P7.14)."""
+        if REPLIES_FEATURE in self._handler.session.shape.features:
+            self._handler.ride(
+                "x-arcp-trio.reply",
+                Reply(
+                    request_id=self._request_id,
+                    applied=False,
+                    job_id=self._job_id,
+                    job_status=job_status,
+                ),
+                request_id=self._request_id,
+                job_id=self._job_id,
+            )
+
+
+class RequestHandler:
+    """Handles the frames of one connection, for its session.
+
+    Attributes:
+        session: The session.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        connection: RequestConnection,
+        replies: Replies,
+        services: SessionServices,
+    ) -> None:
+        self.session = session
+        self._connection = connection
+        self._replies = replies
+        self._services = services
+        self._malformed = 0
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+
+    def ride(self, frame_type: str, message: object, *, request_id: str, job_id: str) -> None:
+        """Answer in the stream, so that the answer keeps its place among the job's events."""
+        frame = self._replies.frame(frame_type, message, request_id=request_id, job_id=job_id)
+        self._hold(request_id, frame, rides=True)
+        self.session.ride(frame)
+
+    def _reply(self, frame: bytes, request_id: str | None) -> None:
+        if request_id is not None:
+            self._hold(request_id, frame, rides=False)
+        self._connection.reply(frame)
+
+    def _hold(self, request_id: str, frame: bytes, *, rides: bool) -> None:
+        seen = self._seen.get(request_id)
+        if seen is not None and len(frame) <= _MAX_HELD_REPLY:
+            seen.reply, seen.rides = frame, rides
+
+    def handle(self, text: bytes | str) -> bool:
+        """Handle one frame. Return whether what follows in the same read may be handled too."""
+        envelope: Envelope | None = None
+        try:
+            envelope = decode_envelope(text)
+            handler = self._handler_of(envelope)
+            if handler is None or self._is_retransmission(envelope, text):
+                self._malformed = 0
+                return True
+            more = handler(self, envelope)
+        except ARCPError as exc:
+            return self._refuse(exc, envelope)
+        except Exception:
+            # A bug in a handler ends its request, not the session (L25).
+            logger.exception("session %s: a bug in a request", self.session.session_id)
+            return self._refuse(InternalError("the runtime failed to handle the request"), envelope)
+        self._malformed = 0
+        return more
+
+    def _handler_of(self, envelope: Envelope) -> Callable[[RequestHandler, Envelope], bool] | None:
+        """Return what handles a frame; ``None`` for one that asks for nothing."""
+        frame_type = envelope.type
+        if not speaks_our_version(envelope.arcp):
+            self._connection.close(CloseCode.POLICY, "another version of the protocol")
+            raise InvalidRequestError(f"$.arcp: expected '1' or '1.n', got {envelope.arcp[:20]!r}")
+        if frame_type in _ERRORS:
+            return None
+        if envelope.session_id not in (None, self.session.session_id) and frame_type != "session.hello":
+            raise InvalidRequestError("$.session_id: not this connection's session")
+        handler = self._HANDLERS.get(frame_type)
+        if handler is not None:
+            return handler
+        feature = _FEATURE_OF_TYPE.get(frame_type)
+        if feature is not None:
+            raise InvalidRequestError(f"$.type: {frame_type} needs the feature {feature!r}, not negotiated")
+        if frame_type.startswith(("session.", "job.")):
+            raise InvalidRequestError(f"$.type: {frame_type[:50]!r} is not a request that a client makes")
+        return None
+
+    def _is_retransmission(self, envelope: Envelope, text: bytes | str) -> bool:
+        """Recognise a message that was handled already; send its reply again while it is held (P5.7)."""
+        content = hash(text)
+        seen = self._seen.get(envelope.id)
+        if seen is None:
+            self._seen[envelope.id] = _Seen(content)
+            if len(self._seen) > self._services.limits.remembered_messages:
+                self._seen.popitem(last=False)
+            return False
+        if seen.content != content:
+            raise InvalidRequestError("$.id: was used before, for another message")
+        if seen.reply is not None:
+            (self.session.ride if seen.rides else self._connection.reply)(seen.reply)
+        return True
+
+    def _refuse(self, error: ARCPError, envelope: Envelope | None) -> bool:
+        request_id = envelope.id if envelope is not None else None
+        if isinstance(error, MalformedFrameError) and request_id is None:
+            request_id = error.request_id
+        malformed = isinstance(error, InvalidRequestError)
+        self._malformed = self._malformed + 1 if malformed else 0
+        dialect = self.session.shape.dialect
+        if dialect.refusals_echo_request_id and request_id is not None:
+            self._reply(self._replies.error_with_request_id(error, request_id), request_id)
+        elif dialect.submit_refused_by_job_error and envelope is not None and envelope.type == "job.submit":
+            self._refuse_by_job_error(error, envelope)
+        else:
+            job_id = envelope.job_id if envelope is not None else None
+            self._reply(self._replies.error(error, request_id=request_id, job_id=job_id), request_id)
+        if self._malformed >= self._services.limits.malformed_in_a_row:
+            self._connection.close(CloseCode.POLICY, f"{self._malformed} frames in a row that are not valid")
+            return False
+        return True
+
+    def _refuse_by_job_error(self, error: ARCPError, envelope: Envelope) -> None:
+        """Refuse a submit as a job that failed at once, so that the peer's other jobs live (X4)."""
+        job_id = self._services.ids.job()
+        tail = encode_tail(
+            "job.error",
+            self._replies.refused_job(error, job_id, envelope.id),
+            job_id=job_id,
+            trace_id=envelope.trace_id or self._services.ids.trace(),
+            timestamp=self._services.clock.timestamp(),
+            job_seq=1,
+        )
+        self.session.append(EventEntry(tail, None))
+
+    # --- job.submit -------------------------------------------------------------------------------
+
+    def _submit(self, envelope: Envelope) -> bool:
+        submit = read_message(envelope, JobSubmit)
+        services = self._services
+        spec = self._validate(submit, envelope)
+
+        def accept(actor: JobActor) -> None:
+            # In the stream before the actor's first step: it precedes every event of the job (P7.2).
+            accepted = self._accepted(actor, envelope.id)
+            frame = self._replies.frame(
+                "job.accepted",
+                accepted,
+                request_id=envelope.id,
+                job_id=actor.job_id,
+                trace_id=actor.feed.trace_id,
+            )
+            self._hold(envelope.id, frame, rides=True)
+            actor.throttle = self.session
+            self.session.follow(actor)
+            self.session.ride(frame)
+
+        services.start_job(spec, accept)
+        return True
+
+    def _validate(self, submit: JobSubmit, envelope: Envelope) -> JobSpec:
+        """Check all of a submit before anything exists (P7.1).
+
+        Raises:
+            ARCPError: What is wrong with it.
+        """
+        session, services = self.session, self._services
+        features = session.shape.features
+        if "@" in submit.agent and "agent_versions" not in features:
+            raise InvalidRequestError("$.payload.agent: name@version needs the feature 'agent_versions'")
+        agent = services.agents.resolve(submit.agent, session.inventory.defaults, session.principal.agents)
+        lease = submit.lease_request or {}
+        for namespace, patterns in lease.items():
+            _check_lease(namespace, patterns)
+            feature = _FEATURE_OF_NAMESPACE.get(namespace)
+            if feature is not None and feature not in features:
+                raise InvalidRequestError(
+                    f'$.payload.lease_request."{namespace}": needs the feature {feature!r}, not negotiated'
+                )
+        expires_at = submit.lease_constraints.expires_at if submit.lease_constraints else None
+        if expires_at is not None and "lease_expires_at" not in features:
+            raise InvalidRequestError(
+                "$.payload.lease_constraints.expires_at: needs the feature 'lease_expires_at', not negotiated"
+            )
+        seconds = submit.max_runtime_sec
+        if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+            raise InvalidRequestError(
+                f"$.payload.max_runtime_sec: expected a positive number, got {seconds!r}"
+            )
+        if submit.idempotency_key is not None:
+            raise InvalidRequestError(
+                "$.payload.idempotency_key: this runtime keeps no keys: a job with one could run twice"
+            )
+        services.jobs.check_room(session.principal.name)
+        return JobSpec(
+            agent=agent,
+            input=submit.input,
+            principal=session.principal.name,
+            owner=session.session_id,
+            trace_id=envelope.trace_id or services.ids.trace(),
+            max_runtime_sec=seconds,
+            lease=lease,
+            expires_at=expires_at,
+        )
+
+    def _accepted(self, actor: JobActor, request_id: str) -> JobAccepted:
+        dialect = self.session.shape.dialect
+        return JobAccepted(
+            job_id=actor.job_id,
+            agent=actor.agent.resolved,
+            lease={name: list(patterns) for name, patterns in actor.lease.items()}
+            if dialect.lease_in_accepted
+            else None,
+            lease_constraints=LeaseConstraints(expires_at=actor.expires_at) if actor.expires_at else None,
+            accepted_at=actor.created_at,
+            trace_id=actor.feed.trace_id,
+            request_id=request_id,
+            reply_to=request_id,
+        )
+
+    # --- job.cancel -------------------------------------------------------------------------------
+
+    def _cancel(self, envelope: Envelope) -> bool:
+        cancel = read_message(envelope, JobCancel)
+        if cancel.job_id is None:
+            raise InvalidRequestError("$.payload.job_id: required, here or on the envelope")
+        job = self._services.jobs.find(cancel.job_id)
+        if job is None or job.principal != self.session.principal.name:
+            # One answer for both: that another principal has such a job is nobody's business (P7.19).
+            raise JobNotFoundError("$.payload.job_id: no such job")
+        # The owner is checked before the phase (P7.12): to all others a late cancel is a cancel.
+        if self.session.session_id not in job.owners:
+            raise PermissionDeniedError("only the session that submitted a job may cancel it")
+        reply = _CancelReply(self, envelope.id, cancel.job_id, cancel.reason)
+        if isinstance(job, JobActor):
+            job.request_cancel(reply)
+        else:
+            self._services.counters.cancels_refused += 1
+            reply.refuse(job.status)
+        return True
+
+    # --- session.* --------------------------------------------------------------------------------
+
+    def _ping(self, envelope: Envelope) -> bool:
+        ping = read_message(envelope, SessionPing)
+        pong = SessionPong(ping_nonce=ping.nonce, received_at=self._services.clock.timestamp())
+        self._reply(self._replies.frame("session.pong", pong, request_id=envelope.id), None)
+        return True
+
+    def _close(self, envelope: Envelope) -> bool:
+        reason = read_message(envelope, SessionClose).reason
+        closed = SessionClosed(reason=reason[:_MAX_KEY] if reason else None)
+        frame = self._replies.frame("session.closed", closed, request_id=envelope.id)
+        self._connection.close(CloseCode.NORMAL, "session.close", frame)
+        return False
+
+    def _bye(self, envelope: Envelope) -> bool:
+        read_message(envelope, SessionBye)
+        self._connection.close(CloseCode.NORMAL, "session.bye")
+        return False
+
+    def _second_hello(self, envelope: Envelope) -> bool:
+        raise InvalidRequestError(f"$.type: {envelope.type} is the first message of a connection, only")
+
+    def _ignore(self, _: Envelope) -> bool:
+        return True
+
+    _HANDLERS: Mapping[str, Callable[[RequestHandler, Envelope], bool]] = {
+        "job.submit": _submit,
+        "job.cancel": _cancel,
+        "session.ping": _ping,
+        "session.pong": _ignore,
+        "session.ack": _ignore,  # advisory, and not negotiated (P6.4)
+        "session.close": _close,
+        "session.bye": _bye,
+        "session.hello": _second_hello,
+        "session.resume": _second_hello,
+    }
+
+
+def _check_lease(namespace: str, patterns: tuple[str, ...]) -> None:
+    """Check one grant of a lease request (P9.1).
+
+    Raises:
+        InvalidRequestError: The namespace is not a name, or its patterns are not.
+    """
+    if not _LEASE_NAMESPACE.fullmatch(namespace):
+        raise InvalidRequestError(
+            f"$.payload.lease_request: a namespace is dot-separated lower-case names, got {namespace[:50]!r}"
+        )
+    path = f'$.payload.lease_request."{namespace[:50]}"'
+    if not patterns:
+        raise InvalidRequestError(f"{path}: expected at least one pattern")
+    for index, pattern in enumerate(patterns):
+        if not pattern or _CONTROL_CHARACTER.search(pattern):
+            raise InvalidRequestError(f"{path}[{index}]: expected text without control characters")

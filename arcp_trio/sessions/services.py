@@ -1,0 +1,43 @@
+"""What the runtime gives to every connection and session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+
+from ..jobs.actor import JobActor, JobCounters, JobSpec
+from ..jobs.agents import Agents
+from ..jobs.directory import JobDirectory
+from ..limits import Limits
+from ..wire.ids import IdFactory
+from ..wire.session_messages import Peer
+from ..wire.timestamps import WallClock
+from .directory import SessionDirectory
+
+__all__ = ["SessionServices"]
+
+
+@attrs.frozen(kw_only=True)
+class SessionServices:
+    """The parts of a runtime that its sessions use.
+
+    Attributes:
+        features: What this runtime implements (P6.5).
+        runtime: How it names itself.
+        start_job: Makes a job of a validated submit and starts its actor; returns before the actor's
+            first step. Raises InternalError while the runtime closes.
+        is_closing: Whether the runtime shuts down.
+    """
+
+    limits: Limits
+    ids: IdFactory
+    clock: WallClock
+    agents: Agents
+    jobs: JobDirectory
+    sessions: SessionDirectory
+    counters: JobCounters
+    features: frozenset[str]
+    runtime: Peer
+    start_job: Callable[[JobSpec, Callable[[JobActor], None]], JobActor]
+    is_closing: Callable[[], bool]

@@ -1,0 +1,117 @@
+"""JSON text to values and back, exactly as the protocol wants it, on orjson.
+
+orjson is fast and strict in what it reads. Four things that it lets pass are not: it reads
+integers of more than 64 bits as floats, refuses to write them, writes NaN as ``null``, and reads
+nesting up to 1,024 (dependencies.md, section 1). Each is caught by a test that costs one scan of the bytes
+and looks closer only where the scan says that it could be so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import orjson
+
+__all__ = ["MAX_DEPTH", "JSONValue", "decode_json", "encode_json"]
+
+JSONValue = Any
+"""Any JSON value: ``None``, a bool, int, float or str, a list or a str-keyed dict of such."""
+
+MAX_DEPTH = 64
+"""How deep arrays and objects may be nested (P5.5)."""
+
+_OPTIONS = (
+    orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
+_LONG_INTEGER = re.compile(r"\d{19}")
+_LONG_INTEGER_BYTES = re.compile(rb"\d{19}")
+
+
+def _too_deep(value: JSONValue) -> bool:
+    """Say whether ``value`` nests more than ``MAX_DEPTH`` containers, level by level."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for container in level
+            for child in (container.values() if isinstance(container, dict) else container)
+            if isinstance(child, (dict, list, tuple))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _has_non_finite(value: JSONValue) -> bool:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, float):
+            if not math.isfinite(item):
+                return True
+        elif isinstance(item, dict):
+            pending.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            pending.extend(item)
+    return False
+
+
+def encode_json(value: JSONValue) -> bytes:
+    """Return ``value`` as compact JSON in UTF-8.
+
+    Raises:
+        ValueError: It is not JSON: another type, a key that is no string, NaN or an infinity, a lone
+            surrogate, or nesting deeper than ``MAX_DEPTH``.
+    """
+    try:
+        text = orjson.dumps(value, option=_OPTIONS)
+    except orjson.JSONEncodeError as exc:
+        text = _encode_slowly(value, exc)
+    # A NaN is written as null: without a null in the text there was none in the value.
+    if b"null" in text and _has_non_finite(value):
+        raise ValueError("NaN and infinities are not JSON")
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _too_deep(value):
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    return text
+
+
+def _encode_slowly(value: JSONValue, refusal: Exception) -> bytes:
+    """Write what orjson refused, if it was only for an integer of more than 64 bits."""
+    if "64-bit" not in str(refusal):
+        raise ValueError(str(refusal)) from refusal
+    try:
+        # orjson has seen only what stands before the integer, so the rest is still to be judged.
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        encoded = text.encode()
+        same = decode_json(encoded) == value
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ValueError(str(exc)) from exc
+    if not same:
+        raise ValueError("a key is not a string, or a value is not JSON")
+    return encoded
+
+
+def decode_json(text: bytes | str) -> JSONValue:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: It is not JSON (NaN, infinities and lone surrogates are not), or is nested
+            deeper than ``MAX_DEPTH``.
+    """
+    value = orjson.loads(text)
+    if isinstance(text, str):
+        openings = text.count("[") + text.count("{")
+        long_integer = _LONG_INTEGER.search(text)
+    else:
+        openings = text.count(b"[") + text.count(b"{")
+        long_integer = _LONG_INTEGER_BYTES.search(text)
+    if openings > MAX_DEPTH and _too_deep(value):
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    if long_integer is not None:
+        # Inputs and results pass through as they are (P5.6): only the standard library keeps an
+        # integer of any size.
+        return json.loads(text)
+    return value
