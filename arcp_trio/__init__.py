@@ -60,4 +60,4 @@ from .wire.errors import ResumeWindowExpiredError as ResumeWindowExpiredError
 from .wire.errors import UnauthenticatedError as UnauthenticatedError
 
 # Bound here and not in the runtime's class: the runtime does not know the client.
-Runtime.open_session = _open_session  # type: ignore[method-assign]
+Runtime.open_session = _open_session  # type: ignore[method-assign, assignment]

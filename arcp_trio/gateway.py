@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import attrs
 import trio
-from trio_websocket import ConnectionClosed, WebSocketRequest
+from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
 
 from .runtime import Runtime
 from .sessions.auth import Verifier
@@ -76,28 +76,26 @@ class _Gateway:
             await trio.aclose_forcefully(stream)
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
-        limits = self.runtime.limits
         async with trio.open_nursery() as nursery:
-            with trio.move_on_after(limits.hello_seconds):
-                request = await accept_websocket(nursery, stream, receive_bytes=limits.receive_bytes)
-                refusal = self._refusal(request)
-                if refusal is None:
-                    websocket = await request.accept()
-                else:
-                    status, reason = refusal
-                    logger.info("refused an upgrade from %s: %s", request.remote, reason)
-                    await request.reject(status, body=reason.encode())
-                    nursery.cancel_scope.cancel(reason="refused")
-                    return
-                transport = WebSocketTransport(websocket, str(request.remote))
-                nursery.start_soon(self._serve_websocket, transport, nursery.cancel_scope)
-                return
-            nursery.cancel_scope.cancel(reason="the upgrade took too long")
+            websocket: WebSocketConnection | None = None
+            with trio.move_on_after(self.runtime.limits.hello_seconds):
+                websocket = await self._upgrade(nursery, stream)
+            if websocket is not None:
+                transport = WebSocketTransport(websocket, str(websocket.remote))
+                await self.runtime.serve_transport(transport, verifier=self.verifier, compat=self.compat)
+            # The library's reader task may wait for a peer that never answers a close.
+            nursery.cancel_scope.cancel(reason="the connection is closed")
 
-    async def _serve_websocket(self, transport: WebSocketTransport, scope: trio.CancelScope) -> None:
-        await self.runtime.serve_transport(transport, verifier=self.verifier, compat=self.compat)
-        # The library's reader task may wait for a peer that never answers a close.
-        scope.cancel(reason="the connection is closed")
+    async def _upgrade(self, nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection | None:
+        """Answer the upgrade request; ``None`` if it was refused."""
+        request = await accept_websocket(nursery, stream, receive_bytes=self.runtime.limits.receive_bytes)
+        refusal = self._refusal(request)
+        if refusal is None:
+            return await request.accept()
+        status, reason = refusal
+        logger.info("refused an upgrade from %s: %s", request.remote, reason)
+        await request.reject(status, body=reason.encode())
+        return None
 
     def _refusal(self, request: WebSocketRequest) -> tuple[int, str] | None:
         """Say why an upgrade is refused, with its HTTP status; ``None`` lets it pass."""
@@ -184,9 +182,7 @@ async def serve_websocket(
             listeners = await trio.open_tcp_listeners(port, host=host)
             bound: int = listeners[0].socket.getsockname()[1]
             wrapped = [
-                listener
-                if ssl_context is None
-                else trio.SSLListener(listener, ssl_context, https_compatible=True)
+                listener if ssl_context is None else trio.SSLListener(listener, ssl_context, https_compatible=True)
                 for listener in listeners
             ]
 

@@ -93,9 +93,7 @@ class Limits:
         for field in attrs.fields(type(self)):
             value = getattr(self, field.name)
             if not value >= 0 or value == float("inf"):
-                raise ValueError(
-                    f"{field.name}: expected a finite number that is not negative, got {value!r}"
-                )
+                raise ValueError(f"{field.name}: expected a finite number that is not negative, got {value!r}")
 
 
 @attrs.frozen(kw_only=True)

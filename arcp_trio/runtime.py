@@ -183,7 +183,8 @@ class Runtime:
             principal: str | Principal,
             name: str = "embedded",
             limits: ClientLimits | None = None,
-        ) -> AbstractAsyncContextManager[Client]: ...
+        ) -> AbstractAsyncContextManager[Client]:
+            """Open a session in this process; see :func:`arcp_trio.embedded.open_session`."""
 
     async def serve_transport(
         self,
@@ -253,15 +254,15 @@ class Runtime:
 
     def spawn_connection(self, function: Callable[[], Awaitable[None]], name: str) -> None:
         """Start a connection's task among the runtime's: it outlives its listener."""
-        self._context.run(self._connection_nursery.start_soon, function, name=name)
+        self._spawn(self._connection_nursery, function, name)
 
     async def accept_connections(
         self,
         handler: Callable[[trio.abc.Stream], Awaitable[None]],
-        listeners: Sequence[trio.abc.Listener[trio.abc.Stream]],
+        listeners: Sequence[trio.SocketListener | trio.SSLListener[trio.SocketStream]],
     ) -> None:
         """Accept streams until cancelled; each handler is a task of the runtime, and must not raise."""
-        await trio.serve_listeners(handler, listeners, handler_nursery=self._connection_nursery)
+        await trio.serve_listeners(handler, list(listeners), handler_nursery=self._connection_nursery)
 
     def add_listener(self, scope: trio.CancelScope) -> None:
         """Have a listener's scope cancelled in the first phase of a shutdown."""
@@ -312,11 +313,16 @@ class Runtime:
         self._directory.add(actor)
         self._counters.accepted += 1
         accept(actor)
-        self._context.run(self._actor_nursery.start_soon, actor.run, name=f"actor of {actor.job_id}")
+        self._spawn(self._actor_nursery, actor.run, f"actor of {actor.job_id}")
         return actor
 
     def _spawn_agent(self, function: Callable[[], Awaitable[None]], name: str) -> None:
-        self._context.run(self._agent_nursery.start_soon, function, name=name)
+        self._spawn(self._agent_nursery, function, name)
+
+    def _spawn(self, nursery: trio.Nursery, function: Callable[[], Awaitable[None]], name: str) -> None:
+        """Start a task: every one of the runtime's starts here, from the runtime's own context."""
+        start: Callable[..., None] = nursery.start_soon
+        self._context.run(start, function, name=name)
 
     def _note_disowned(self, actor: JobActor, disowned: bool) -> None:  # noqa: FBT001  # a callback
         if disowned:
@@ -353,12 +359,14 @@ class Runtime:
             async with trio.open_nursery() as services:
                 services.start_soon(self._run_service, self._timers.run, name="arcp timers")
                 services.start_soon(self._run_service, self._pacer.run, name="arcp pacer")
-                async with trio.open_nursery() as self._connection_nursery:
-                    async with trio.open_nursery() as self._actor_nursery:
-                        async with trio.open_nursery() as self._agent_nursery:
-                            task_status.started()
-                            # Every job has ended by then; agents that refused to stop are waited for.
-                            await self._finished.wait()
+                async with (
+                    trio.open_nursery() as self._connection_nursery,
+                    trio.open_nursery() as self._actor_nursery,
+                    trio.open_nursery() as self._agent_nursery,
+                ):
+                    task_status.started()
+                    # Every job has ended by then; agents that refused to stop are waited for.
+                    await self._finished.wait()
                 services.cancel_scope.cancel(reason="the runtime has shut down")
 
     def _report_disowned(self) -> None:
@@ -377,7 +385,7 @@ async def open_runtime(
     ids: IdFactory | None = None,
     clock: WallClock | None = None,
 ) -> AsyncGenerator[Runtime, None]:
-    """Open a runtime: ``async with open_runtime(agents) as runtime``.
+    """Open a runtime, as an asynchronous context manager.
 
     All its tasks live inside. On leaving, by whatever way, it shuts down in phases within
     ``limits.shutdown_seconds``: every job that was accepted gets its one terminal event.
@@ -412,7 +420,7 @@ async def open_runtime(
         try:
             with runtime._body:  # noqa: SLF001
                 yield runtime
-        except BaseException as exc:  # noqa: BLE001  # raised below, outside of the nursery that would wrap it
+        except BaseException as exc:  # noqa: BLE001, ASYNC103  # raised below, outside of the nursery that would wrap it
             body_error = exc
         await runtime.aclose()
         runtime._report_disowned()  # noqa: SLF001

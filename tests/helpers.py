@@ -36,9 +36,7 @@ exchanged: list[tuple[str, bytes | str]] = []
 """Every frame that a RawClient sent ("C>S") or received ("S>C"), for the schema test of the session."""
 
 
-def make_hello(
-    *, token: str = "token", features: list[str] | None = None, message_id: str = "msg_hello"
-) -> Frame:
+def make_hello(*, token: str = "token", features: list[str] | None = None, message_id: str = "msg_hello") -> Frame:
     return {
         "arcp": "1.1",
         "id": message_id,
@@ -132,8 +130,9 @@ class RawClient:
         """Submit a job; return its id once it was accepted."""
         request_id = await self.request("job.submit", {"agent": agent, "input": value, **payload})
         frame = await self.receive_until(
-            lambda frame: frame["type"] in ("job.accepted", "session.error")
-            and frame["payload"].get("request_id") == request_id
+            lambda frame: (
+                frame["type"] in ("job.accepted", "session.error") and frame["payload"].get("request_id") == request_id
+            )
         )
         assert frame["type"] == "job.accepted", frame
         return str(frame["payload"]["job_id"])
@@ -161,9 +160,7 @@ async def open_raw(
     """Open a raw connection to a runtime, over memory."""
     theirs, ours = open_memory_pair()
     client = RawClient(ours)
-    serve = partial(
-        runtime.serve_transport, theirs, principal=principal, verifier=verifier, compat=compat
-    )
+    serve = partial(runtime.serve_transport, theirs, principal=principal, verifier=verifier, compat=compat)
     runtime.spawn_connection(serve, "raw client")
     if shake_hands:
         await client.send(hello or make_hello())

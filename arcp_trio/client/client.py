@@ -127,9 +127,7 @@ class Client:
         welcome: The runtime's whole welcome.
     """
 
-    def __init__(
-        self, transport: Transport, *, limits: ClientLimits, ids: IdFactory, clock: WallClock
-    ) -> None:
+    def __init__(self, transport: Transport, *, limits: ClientLimits, ids: IdFactory, clock: WallClock) -> None:
         self._transport = transport
         self._limits = limits
         self._ids = ids
@@ -444,7 +442,7 @@ class Client:
     def _submit_of(self, accepted: JobAccepted, envelope: Envelope) -> str | None:
         """Find the submit that an acceptance answers: by id, by trace, by order."""
         for request_id in (accepted.request_id, accepted.reply_to, envelope.correlation_id):
-            if request_id in self._submits:
+            if request_id is not None and request_id in self._submits:
                 self._correlates = True
                 return request_id
         if accepted.parent_job_id is not None:
@@ -460,8 +458,9 @@ class Client:
         cancelled = read_message(envelope, JobCancelled)
         outcome = CancelOutcome(applied=True, status="cancelled")
         for request_id in (cancelled.request_id, cancelled.reply_to, envelope.correlation_id):
-            if request_id in self._cancels:
-                self._cancels[request_id][1].put(outcome)
+            waiting = self._cancels.get(request_id or "")
+            if waiting is not None:
+                waiting[1].put(outcome)
                 return
         for handle, slot in self._cancels.values():
             if handle.job_id == cancelled.job_id and not slot.is_set:
@@ -498,11 +497,13 @@ class Client:
 
     def _refuse_by_id(self, envelope: Envelope, error: SessionError | JobError) -> bool:
         for request_id in (error.request_id, error.reply_to, envelope.correlation_id, envelope.id):
-            if request_id in self._submits:
-                self._submits[request_id][1].fail(self._exception(error))
+            submit = self._submits.get(request_id or "")
+            if submit is not None:
+                submit[1].fail(self._exception(error))
                 return True
-            if request_id in self._cancels:
-                self._cancels[request_id][1].fail(self._exception(error))
+            cancel = self._cancels.get(request_id or "")
+            if cancel is not None:
+                cancel[1].fail(self._exception(error))
                 return True
         return False
 
@@ -660,7 +661,7 @@ async def open_client_over(
             nursery.start_soon(client._read, frames, name="arcp client reader")  # noqa: SLF001
             try:
                 yield client
-            except BaseException as exc:  # noqa: BLE001  # raised below, outside of the nursery
+            except BaseException as exc:  # noqa: BLE001, ASYNC103  # raised below, outside of the nursery
                 body_error = exc
             handles = list(client._jobs.values())  # noqa: SLF001
             await client._say_goodbye()  # noqa: SLF001
@@ -670,7 +671,7 @@ async def open_client_over(
     finally:
         for handle in handles:
             handle._discard()  # noqa: SLF001
-        await transport.abort()
+        await transport.abort()  # noqa: ASYNC102  # never blocks
 
 
 async def _write(client: Client) -> None:
@@ -705,7 +706,7 @@ async def open_client(
     ssl_context: ssl.SSLContext | None = None,
     allow_plaintext: bool = False,
 ) -> AsyncGenerator[Client, None]:
-    """Open a session with the runtime at ``url``: ``async with open_client(url, token=…) as client``.
+    """Open a session with the runtime at ``url``, as an asynchronous context manager.
 
     Args:
         url: ``ws://HOST:PORT/arcp`` or ``wss://…``.

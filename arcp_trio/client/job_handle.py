@@ -189,9 +189,7 @@ class JobHandle:
         if self._failure is not None:
             # A new exception for each caller: one that is raised twice grows a traceback of both.
             failure = self._failure
-            raise error_from_wire(
-                failure.code, failure.message, retryable=failure.retryable, details=failure.details
-            )
+            raise error_from_wire(failure.code, failure.message, retryable=failure.retryable, details=failure.details)
         return self._result
 
     async def cancel(self, reason: str = "cancelled by the client") -> CancelOutcome:
@@ -250,9 +248,7 @@ class JobHandle:
         try:
             self._assembler.add(structure_body(ResultChunk, body, "$.payload.body"))
         except InvalidRequestError as exc:
-            self._failure = InternalError(
-                f"a chunk of the result is malformed: {exc.message}", retryable=False
-            )
+            self._failure = InternalError(f"a chunk of the result is malformed: {exc.message}", retryable=False)
 
     def _end(self, terminal: JobResult | JobError) -> None:
         """Take the terminal event; the first one counts."""

@@ -329,9 +329,7 @@ class JobActor:
         ended = AgentEnded(End.STOPPED, _CLOSING)
         value, self.input = self.input, None
         try:
-            ended = await run_agent(
-                self.agent.function, self._context, value, self._scope, self.services.interrupted
-            )
+            ended = await run_agent(self.agent.function, self._context, value, self._scope, self.services.interrupted)
         finally:
             self._agent_over = True
             if self.state.phase in (Phase.ENDING, Phase.ENDED):
@@ -421,9 +419,7 @@ class JobActor:
 
     def _report_bug(self, message: Message) -> None:
         self.services.counters.bugs += 1
-        logger.error(
-            "job %s: %s cannot come in %s", self.job_id, type(message).__name__, self.state.phase.value
-        )
+        logger.error("job %s: %s cannot come in %s", self.job_id, type(message).__name__, self.state.phase.value)
 
     def _end_by_force(self) -> None:
         """End a job whose actor failed or was cancelled: the terminal event goes out all the same."""

@@ -72,9 +72,7 @@ def _outcome(exc: BaseException, context: JobContext) -> Outcome:
     if error is None:
         # The traceback stays here; the client gets what finds it (P7.9).
         reference = context.job_id[-8:]
-        logger.error(
-            "job %s: agent %s failed, reference %s", context.job_id, context.agent, reference, exc_info=exc
-        )
+        logger.error("job %s: agent %s failed, reference %s", context.job_id, context.agent, reference, exc_info=exc)
         return internal_error(
             f"the agent failed; the runtime's log has more under reference {reference}",
             details={"reference": reference},
@@ -134,7 +132,7 @@ async def run_agent(
         if cancelled is not None and not scope.cancel_called:
             logger.debug("job %s: the agent's group held Cancelled beside its errors", context.job_id)
         return AgentEnded(End.RAISED, _outcome(rest, context))
-    except BaseException as exc:
+    except BaseException as exc:  # noqa: BLE001
         # SystemExit and asyncio's CancelledError among them: an agent cannot end the runtime by raising.
         return AgentEnded(End.RAISED, _outcome(exc, context))
     if scope.cancelled_caught:

@@ -42,8 +42,7 @@ class Agent:
 def _version_order(version: str) -> tuple[tuple[int, int, str], ...]:
     """Order versions so that numbers compare as numbers (10 > 9), and before words."""
     return tuple(
-        (1, int(part), "") if part.isdecimal() else (0, 0, part)
-        for part in re.findall(r"\d+|[a-zA-Z]+", version)
+        (1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.findall(r"\d+|[a-zA-Z]+", version)
     )
 
 
@@ -121,9 +120,7 @@ class Agents:
                 self._snapshots[allowed] = snapshot
         return snapshot
 
-    def resolve(
-        self, agent: str, defaults: Mapping[str, str], allowed: frozenset[str] | None = None
-    ) -> Agent:
+    def resolve(self, agent: str, defaults: Mapping[str, str], allowed: frozenset[str] | None = None) -> Agent:
         """Return the agent that ``name`` or ``name@version`` means.
 
         Args:

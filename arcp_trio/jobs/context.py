@@ -97,9 +97,7 @@ class JobContext:
             fields: More about it, as JSON values.
         """
         if level not in events.LOG_LEVELS:
-            raise InvalidRequestError(
-                f"$.body.level: expected one of {', '.join(events.LOG_LEVELS)}, got {level!r}"
-            )
+            raise InvalidRequestError(f"$.body.level: expected one of {', '.join(events.LOG_LEVELS)}, got {level!r}")
         body: dict[str, JSONValue] = {"level": level, "message": _text(message, "message")}
         if fields:
             body["fields"] = _object(fields, "fields")

@@ -109,15 +109,11 @@ class JobDirectory:
     def _arm(self) -> None:
         if self._retention is None and self._oldest:
             oldest = self._records[self._oldest[0]]
-            self._retention = self._timers.call_at(
-                oldest.ended_at + self._limits.retention_seconds, self._expire
-            )
+            self._retention = self._timers.call_at(oldest.ended_at + self._limits.retention_seconds, self._expire)
 
     def _expire(self) -> None:
         self._retention = None
         now = trio.current_time()
-        while (
-            self._oldest and self._records[self._oldest[0]].ended_at + self._limits.retention_seconds <= now
-        ):
+        while self._oldest and self._records[self._oldest[0]].ended_at + self._limits.retention_seconds <= now:
             self._evict()
         self._arm()

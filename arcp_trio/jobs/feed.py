@@ -166,9 +166,7 @@ class TerminalEntry:
         if tail is None:
             if self._outcome.final_status is FinalStatus.SUCCESS:
                 frame_type = "job.result"
-                payload = _encode_result(
-                    result, self._job_id, self._timestamp, takes_chunks=shape.takes_chunks
-                )
+                payload = _encode_result(result, self._job_id, self._timestamp, takes_chunks=shape.takes_chunks)
             else:
                 frame_type = "job.error"
                 payload = encode_payload(self._error(shape.dialect))

@@ -269,51 +269,41 @@ TABLE: Mapping[tuple[type[Any], Phase], Cell] = {
     (Start, _S): _IMPOSSIBLE,
     (Start, _E): _NOTHING,  # a pending job was ended by what its actor drained before it started
     (Start, _D): _IMPOSSIBLE,
-    #
     (AgentEnded, _P): _IMPOSSIBLE,
     (AgentEnded, _R): _END,
     (AgentEnded, _S): Cell(Phase.ENDING, (Effect.TEAR_DOWN,), Decides.STATE),
     (AgentEnded, _E): _NOTHING,  # a disowned agent, at last
     (AgentEnded, _D): _NOTHING,
-    #
     (Cancel, _P): Cell(Phase.ENDING, (Effect.ACKNOWLEDGE, Effect.TEAR_DOWN), Decides.MESSAGE),
-    (Cancel, _R): Cell(
-        Phase.STOPPING, (Effect.ACKNOWLEDGE, Effect.STOP_AGENT, Effect.SET_GRACE), Decides.MESSAGE
-    ),
+    (Cancel, _R): Cell(Phase.STOPPING, (Effect.ACKNOWLEDGE, Effect.STOP_AGENT, Effect.SET_GRACE), Decides.MESSAGE),
     (Cancel, _S): _REFUSED,
     (Cancel, _E): _REFUSED,
     (Cancel, _D): _REFUSED,
-    #
     (DeadlinePassed, _P): _IMPOSSIBLE,  # the deadline counts from running (P7.10)
     (DeadlinePassed, _R): _STOP,
     (DeadlinePassed, _S): _NOTHING,
     (DeadlinePassed, _E): _NOTHING,
     (DeadlinePassed, _D): _NOTHING,
-    #
     (LeaseExpired, _P): _END,
     (LeaseExpired, _R): _STOP,
     (LeaseExpired, _S): _TIGHTEN,
     (LeaseExpired, _E): _NOTHING,
     (LeaseExpired, _D): _NOTHING,
-    #
     (ParentStopping, _P): _END_BOUNDED,
     (ParentStopping, _R): _STOP,
     (ParentStopping, _S): _TIGHTEN,
     (ParentStopping, _E): _TIGHTEN,
     (ParentStopping, _D): _NOTHING,
-    #
     (RuntimeClosing, _P): _END_BOUNDED,
     (RuntimeClosing, _R): _STOP,
     (RuntimeClosing, _S): _TIGHTEN,
     (RuntimeClosing, _E): _TIGHTEN,
     (RuntimeClosing, _D): _NOTHING,
-    #
     (GraceElapsed, _P): _IMPOSSIBLE,
     (GraceElapsed, _R): _IMPOSSIBLE,
     (GraceElapsed, _S): Cell(Phase.ENDING, (Effect.DISOWN_AGENT, Effect.TEAR_DOWN), Decides.STATE),
     (GraceElapsed, _E): _NOTHING,  # the agent ended while the message was on its way
     (GraceElapsed, _D): _NOTHING,
-    #
     (TornDown, _P): _IMPOSSIBLE,
     (TornDown, _R): _IMPOSSIBLE,
     (TornDown, _S): _IMPOSSIBLE,
@@ -362,7 +352,7 @@ def _render_cell(message: type[Any], cell: Cell) -> str:
         elif cell.decides is Decides.STATE:
             outcome = "(as decided)"
         parts.insert(0, f"→ {cell.to.value}{outcome}")
-    return "; ".join(parts) or "–"
+    return "; ".join(parts) or "–"  # noqa: RUF001  # as in the table of the design
 
 
 _OUTCOMES: Mapping[type[Any], str] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from types import TracebackType
+from typing import Self
 
 import trio
 
@@ -64,7 +65,7 @@ class ResultStream:
         """Whether the last chunk is out."""
         return self._ended
 
-    async def __aenter__(self) -> ResultStream:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -173,9 +174,7 @@ class ResultStream:
             if self._content_type == "application/json":
                 assembled = joined
             else:
-                value: JSONValue = (
-                    joined.decode() if self._encoding != "base64" else b64encode(joined).decode("ascii")
-                )
+                value: JSONValue = joined.decode() if self._encoding != "base64" else b64encode(joined).decode("ascii")
                 assembled = encode_json(value)
         return ResultPayload(
             result_id=self.result_id,

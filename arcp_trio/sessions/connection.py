@@ -149,7 +149,7 @@ class Connection:
         finally:
             if self._session is not None:
                 self._session.close()
-            await self._transport.abort()
+            await self._transport.abort()  # noqa: ASYNC102  # never blocks
 
     async def _shake_hands(self) -> tuple[Welcomed | None, list[bytes | str]]:
         """Return the session, and what was read behind the first frame."""
@@ -165,9 +165,7 @@ class Connection:
                 return None, []
             return welcomed, frames[1:]
         replies = Replies(self._services.ids.session(), self._services.ids, self._services.clock)
-        error = UnauthenticatedError(
-            f"no session.hello was verified within {self._limits.hello_seconds:g} seconds"
-        )
+        error = UnauthenticatedError(f"no session.hello was verified within {self._limits.hello_seconds:g} seconds")
         await self._say_no(replies.error(error), CloseCode.POLICY, "hello deadline")
         return None, []
 

@@ -8,6 +8,7 @@ import secrets
 import attrs
 
 from ..jobs.feed import Shape
+from ..transports.base import CloseCode
 from ..wire.codec import read_message
 from ..wire.dialects import SPEC, Dialect, detect_dialect
 from ..wire.envelope import Envelope, decode_envelope, speaks_our_version
@@ -26,7 +27,6 @@ from ..wire.session_messages import (
     SessionRejected,
     SessionWelcome,
 )
-from ..transports.base import CloseCode
 from .auth import Principal, Verifier
 from .replies import Replies
 from .services import SessionServices

@@ -18,6 +18,7 @@ import attrs
 
 from ..jobs.actor import JobActor, JobSpec
 from ..jobs.feed import EventEntry
+from ..transports.base import CloseCode
 from ..wire.codec import read_message
 from ..wire.envelope import Envelope, decode_envelope, encode_tail, speaks_our_version
 from ..wire.errors import (
@@ -37,7 +38,6 @@ from ..wire.session_messages import (
     SessionPing,
     SessionPong,
 )
-from ..transports.base import CloseCode
 from .replies import Replies
 from .services import SessionServices
 from .session import Session
@@ -300,9 +300,7 @@ class RequestHandler:
             )
         seconds = submit.max_runtime_sec
         if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-            raise InvalidRequestError(
-                f"$.payload.max_runtime_sec: expected a positive number, got {seconds!r}"
-            )
+            raise InvalidRequestError(f"$.payload.max_runtime_sec: expected a positive number, got {seconds!r}")
         if submit.idempotency_key is not None:
             raise InvalidRequestError(
                 "$.payload.idempotency_key: this runtime keeps no keys: a job with one could run twice"
@@ -378,7 +376,7 @@ class RequestHandler:
     def _second_hello(self, envelope: Envelope) -> bool:
         raise InvalidRequestError(f"$.type: {envelope.type} is the first message of a connection, only")
 
-    def _ignore(self, _: Envelope) -> bool:
+    def _ignore(self, envelope: Envelope) -> bool:  # noqa: ARG002  # one of the handlers
         return True
 
     _HANDLERS: Mapping[str, Callable[[RequestHandler, Envelope], bool]] = {

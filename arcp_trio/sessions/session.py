@@ -11,8 +11,8 @@ from typing import Protocol
 
 import trio
 
-from ..jobs.agents import Inventory
 from ..jobs.actor import JobActor
+from ..jobs.agents import Inventory
 from ..jobs.feed import Entry, JobFeed, Shape
 from ..limits import Limits
 from .auth import Principal

@@ -111,7 +111,7 @@ class WebSocketTransport:
             await self._engine.send_texts(frames)
         except (trio.BrokenResourceError, trio.ClosedResourceError, LocalProtocolError) as exc:
             closed = self._closed()
-            await self.abort()
+            await self.abort()  # noqa: ASYNC120  # never blocks
             raise closed from exc
 
     async def aclose(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
@@ -122,7 +122,7 @@ class WebSocketTransport:
         except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError, LocalProtocolError):
             await self.abort()
         except trio.Cancelled:
-            await self.abort()
+            await self.abort()  # noqa: ASYNC102  # never blocks
             raise
 
     async def abort(self) -> None:

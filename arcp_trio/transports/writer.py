@@ -33,9 +33,7 @@ class FrameWriter:
 
     __slots__ = ("_batch_bytes", "_finishing", "_parked", "_source", "_transport", "_write_seconds")
 
-    def __init__(
-        self, transport: Transport, source: FrameSource, *, batch_bytes: int, write_seconds: float
-    ) -> None:
+    def __init__(self, transport: Transport, source: FrameSource, *, batch_bytes: int, write_seconds: float) -> None:
         self._transport = transport
         self._source = source
         self._batch_bytes = batch_bytes
@@ -83,7 +81,7 @@ class FrameWriter:
             with trio.move_on_after(self._write_seconds) as scope:
                 await self._transport.send(frames)
         except trio.Cancelled:
-            await self._transport.abort()
+            await self._transport.abort()  # noqa: ASYNC102  # never blocks
             raise
         if scope.cancelled_caught:
             await self._transport.abort()

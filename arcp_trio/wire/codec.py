@@ -100,7 +100,9 @@ def _structure_tuple(converter: Converter) -> Callable[[JSONValue, Any], Any]:
     def structure(value: JSONValue, cls: Any) -> Any:
         if type(value) is not list:
             raise _WrongTypeError(f"expected an array, got {_describe(value)}")
-        return tuple(converter.structure(value, list[get_args(cls)[0]]))  # type: ignore[misc]
+        element: Any = get_args(cls)[0]
+        items: list[Any] = converter.structure(value, list[element])
+        return tuple(items)
 
     return structure
 
@@ -132,6 +134,14 @@ def _is_optional_number(cls: Any) -> bool:
     return get_origin(cls) in (Union, UnionType) and set(get_args(cls)) == {int, float, type(None)}
 
 
+def _is_generic(container: type) -> Callable[[Any], bool]:
+    def check(cls: Any) -> bool:
+        origin: Any = get_origin(cls)
+        return origin is container
+
+    return check
+
+
 def _make_converter() -> Converter:
     converter = Converter(detailed_validation=True, forbid_extra_keys=False)
     converter.register_structure_hook(str, _strict(str, "a string"))
@@ -142,8 +152,8 @@ def _make_converter() -> Converter:
     converter.register_structure_hook_func(
         _is_optional_number, lambda value, cls: None if value is None else _structure_number(value, cls)
     )
-    converter.register_structure_hook_func(lambda cls: get_origin(cls) is tuple, _structure_tuple(converter))
-    converter.register_structure_hook_func(lambda cls: get_origin(cls) is dict, _structure_dict(converter))
+    converter.register_structure_hook_func(_is_generic(tuple), _structure_tuple(converter))
+    converter.register_structure_hook_func(_is_generic(dict), _structure_dict(converter))
 
     def make_structure(cls: Any) -> Callable[[JSONValue, Any], Any]:
         inner = make_dict_structure_fn(cls, converter)
@@ -156,11 +166,12 @@ def _make_converter() -> Converter:
         return structure
 
     def make_unstructure(cls: Any) -> Callable[[Any], Any]:
-        kept = {name: override(omit_if_default=False) for name in _KEPT_NULLS.get(cls, ())}
-        nullable = {
-            field.name: override(omit_if_default=True) for field in attrs.fields(cls) if field.default is None
+        overrides: dict[str, Any] = {
+            field.name: override(omit_if_default=True)
+            for field in attrs.fields(cls)
+            if field.default is None and field.name not in _KEPT_NULLS.get(cls, ())
         }
-        return make_dict_unstructure_fn(cls, converter, **{**nullable, **kept})
+        return make_dict_unstructure_fn(cls, converter, **overrides)
 
     converter.register_structure_hook_factory(attrs.has, make_structure)
     converter.register_unstructure_hook_factory(attrs.has, make_unstructure)
@@ -201,7 +212,7 @@ def structure_body(cls: type[T], body: JSONValue, path: str) -> T:
     """
     try:
         return _converter.structure(body, cls)
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001
         # cattrs raises groups; a caller's except* must not see into our boundary.
         reasons = "; ".join(_explain(leaf, where) for where, leaf in _leaves(exc, path))
         raise InvalidRequestError(reasons) from None

@@ -129,8 +129,8 @@ def _check_duplicates(text: bytes | str, payload: dict[str, JSONValue], request_
     def keep_pairs(pairs: list[tuple[str, JSONValue]]) -> list[tuple[str, JSONValue]]:
         return pairs
 
-    top = json.loads(raw, object_pairs_hook=keep_pairs)
-    for path, pairs in (("$", top), ("$.payload", dict(top).get("payload"))):
+    top: list[tuple[str, Any]] = json.loads(raw, object_pairs_hook=keep_pairs)
+    for path, pairs in (("$", top), ("$.payload", dict(top)["payload"])):
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
@@ -162,9 +162,7 @@ def decode_envelope(text: bytes | str, *, strict: bool = True) -> Envelope:
         )
     frame_type = fields.get("type")
     if type(frame_type) is not str or not frame_type:
-        raise MalformedFrameError(
-            f"$.type: expected a string, got {_describe(frame_type)}", request_id=request_id
-        )
+        raise MalformedFrameError(f"$.type: expected a string, got {_describe(frame_type)}", request_id=request_id)
     arcp = fields.get("arcp")
     if type(arcp) is not str:
         raise MalformedFrameError(f"$.arcp: expected a string, got {_describe(arcp)}", request_id=request_id)
@@ -172,9 +170,7 @@ def decode_envelope(text: bytes | str, *, strict: bool = True) -> Envelope:
     if payload is None and not strict:
         payload = {}
     if type(payload) is not dict:
-        raise MalformedFrameError(
-            f"$.payload: expected an object, got {_describe(payload)}", request_id=request_id
-        )
+        raise MalformedFrameError(f"$.payload: expected an object, got {_describe(payload)}", request_id=request_id)
     if strict:
         _check_duplicates(text, payload, request_id)
     event_seq = fields.get("event_seq")
@@ -230,22 +226,17 @@ def encode_envelope(
     return b'%b,"payload":%b}' % (encode_json(head)[:-1], payload)
 
 
-def encode_tail(
-    frame_type: str, payload: bytes, *, job_id: str, trace_id: str, timestamp: str, job_seq: int
-) -> bytes:
+def encode_tail(frame_type: str, payload: bytes, *, job_id: str, trace_id: str, timestamp: str, job_seq: int) -> bytes:
     """Write the part of a numbered frame that is the same for every session that follows the job."""
     # All five are our own: they need no escaping.
-    return (
-        b',"type":"%b","job_id":"%b","trace_id":"%b","timestamp":"%b","extensions":{"%b":%d},"payload":%b}'
-        % (
-            frame_type.encode(),
-            job_id.encode(),
-            trace_id.encode(),
-            timestamp.encode(),
-            JOB_SEQ_EXTENSION.encode(),
-            job_seq,
-            payload,
-        )
+    return b',"type":"%b","job_id":"%b","trace_id":"%b","timestamp":"%b","extensions":{"%b":%d},"payload":%b}' % (
+        frame_type.encode(),
+        job_id.encode(),
+        trace_id.encode(),
+        timestamp.encode(),
+        JOB_SEQ_EXTENSION.encode(),
+        job_seq,
+        payload,
     )
 
 

@@ -266,7 +266,7 @@ def error_from_wire(
     return error_class(code)(message, code=code, retryable=retryable, details=details)
 
 
-def sendable_retryable(code: str, retryable: bool) -> bool:
+def sendable_retryable(code: str, retryable: bool) -> bool:  # noqa: FBT001  # its only subject
     """Return the ``retryable`` that may be sent with ``code`` (P12.1)."""
     if code in _NEVER_RETRYABLE:
         return False

@@ -211,5 +211,5 @@ def check_vendor_kind(kind: str) -> None:
     Raises:
         InvalidRequestError: It does not begin with ``x-``.
     """
-    if not kind.startswith("x-") or len(kind) < 3:
+    if not kind.startswith("x-") or kind == "x-":
         raise InvalidRequestError(f"$.kind: a vendor's kind begins with 'x-', got {kind!r}")

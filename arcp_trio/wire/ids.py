@@ -17,6 +17,7 @@ _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 # Two characters (ten bits) a look-up: a ULID is 13 look-ups instead of 26 shifts.
 _PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 _RANDOM_BITS = 80
+_ULID_LENGTH = 26
 
 
 def _encode(value: int, pairs: int) -> str:
@@ -96,7 +97,7 @@ def event_id_stem(session_id: str) -> str:
     the whole session id: two sessions of one millisecond differ only in their last bits.
     """
     ulid = session_id.rpartition("_")[2]
-    time_part = ulid[:10] if len(ulid) == 26 else "0000000000"
+    time_part = ulid[:10] if len(ulid) == _ULID_LENGTH else "0000000000"
     digest = int.from_bytes(blake2b(session_id.encode(), digest_size=4).digest(), "big")
     return "msg_" + time_part + _encode(digest, 3)
 

@@ -23,9 +23,7 @@ JSONValue = Any
 MAX_DEPTH = 64
 """How deep arrays and objects may be nested (P5.5)."""
 
-_OPTIONS = (
-    orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
-)
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 _LONG_INTEGER = re.compile(r"\d{19}")
 _LONG_INTEGER_BYTES = re.compile(rb"\d{19}")
 
@@ -104,13 +102,13 @@ def decode_json(text: bytes | str) -> JSONValue:
     value = orjson.loads(text)
     if isinstance(text, str):
         openings = text.count("[") + text.count("{")
-        long_integer = _LONG_INTEGER.search(text)
+        has_long_integer = _LONG_INTEGER.search(text) is not None
     else:
         openings = text.count(b"[") + text.count(b"{")
-        long_integer = _LONG_INTEGER_BYTES.search(text)
+        has_long_integer = _LONG_INTEGER_BYTES.search(text) is not None
     if openings > MAX_DEPTH and _too_deep(value):
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
-    if long_integer is not None:
+    if has_long_integer:
         # Inputs and results pass through as they are (P5.6): only the standard library keeps an
         # integer of any size.
         return json.loads(text)
