@@ -185,6 +185,7 @@ class Runtime:
             limits: ClientLimits | None = None,
         ) -> AbstractAsyncContextManager[Client]:
             """Open a session in this process; see :func:`arcp_trio.embedded.open_session`."""
+            ...
 
     async def serve_transport(
         self,

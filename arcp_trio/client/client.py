@@ -12,9 +12,9 @@ import ipaddress
 import logging
 import ssl
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import urlsplit
 
 import trio
@@ -551,7 +551,7 @@ class Client:
     def _on_closed(self, _: Envelope, __: int) -> None:
         self._closed_answer.set()
 
-    _HANDLERS = {  # noqa: RUF012  # never changed
+    _HANDLERS: ClassVar[Mapping[str, Callable[[Any, Envelope, int], None]]] = {
         "job.event": _on_event,
         "job.result": _on_result,
         "job.error": _on_job_error,

@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import attrs
 import trio
@@ -74,6 +74,7 @@ class CancelRequest(Protocol):
     @property
     def reason(self) -> str | None:
         """Why, as the caller said."""
+        ...
 
     def acknowledge(self) -> None:
         """The cancel decides the job's outcome: nothing but CANCELLED can follow."""
@@ -430,7 +431,7 @@ class JobActor:
         if not self.feed.closed:
             self._publish(TornDown())
 
-    _EFFECTS: Mapping[Effect, Callable[[JobActor, Message], None]] = {
+    _EFFECTS: ClassVar[Mapping[Effect, Callable[[Any, Message], None]]] = {
         Effect.START_AGENT: _start_agent,
         Effect.ACKNOWLEDGE: _acknowledge,
         Effect.STOP_AGENT: _stop_agent,

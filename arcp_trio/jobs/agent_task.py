@@ -12,6 +12,7 @@ from ..wire.errors import ARCPError, InternalError
 from ..wire.jsontext import encode_json
 from .agents import AgentFunction
 from .context import JobContext
+from .feed import ResultPayload
 from .lifecycle import AgentEnded, End, FinalStatus, Outcome
 
 __all__ = ["internal_error", "run_agent"]
@@ -109,6 +110,7 @@ async def run_agent(
     Raises:
         trio.Cancelled: The runtime itself is being cancelled, from outside the scope.
     """
+    result: ResultPayload | None = None
     try:
         with scope:
             # A cancel that came before the first step: the agent's body is not entered (P7.15).
@@ -135,6 +137,6 @@ async def run_agent(
     except BaseException as exc:  # noqa: BLE001
         # SystemExit and asyncio's CancelledError among them: an agent cannot end the runtime by raising.
         return AgentEnded(End.RAISED, _outcome(exc, context))
-    if scope.cancelled_caught:
+    if result is None:
         return _STOPPED
     return AgentEnded(End.RETURNED, Outcome(final_status=FinalStatus.SUCCESS, result=result))

@@ -46,9 +46,11 @@ class Entry(Protocol):
     @property
     def feature(self) -> str | None:
         """The feature without which a session does not get it, nor a number for it (P6.4)."""
+        ...
 
     def tail_for(self, shape: Shape) -> bytes:
         """Return the shared part of the frame."""
+        ...
 
 
 class Follower(Protocol):
@@ -57,6 +59,7 @@ class Follower(Protocol):
     @property
     def shape(self) -> Shape:
         """The form that it takes."""
+        ...
 
     def append(self, entry: Entry) -> None:
         """Number the entry and keep it for the connection."""
@@ -70,6 +73,7 @@ class Throttle(Protocol):
 
     def lags(self) -> bool:
         """Say whether so much is unsent that its own agents should wait."""
+        ...
 
     async def wait_for_room(self) -> None:
         """Wait until it lags no more, or for as long as one episode of lag allows."""

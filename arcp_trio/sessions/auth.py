@@ -34,6 +34,7 @@ class Verifier(Protocol):
         May be slow: the hello deadline bounds it. An exception that it raises is logged and answered with
         INTERNAL_ERROR, retryable.
         """
+        ...
 
 
 class StaticTokens:

@@ -12,7 +12,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import attrs
 
@@ -379,7 +379,7 @@ class RequestHandler:
     def _ignore(self, envelope: Envelope) -> bool:  # noqa: ARG002  # one of the handlers
         return True
 
-    _HANDLERS: Mapping[str, Callable[[RequestHandler, Envelope], bool]] = {
+    _HANDLERS: ClassVar[Mapping[str, Callable[[Any, Envelope], bool]]] = {
         "job.submit": _submit,
         "job.cancel": _cancel,
         "session.ping": _ping,

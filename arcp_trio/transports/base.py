@@ -50,6 +50,7 @@ class Transport(Protocol):
     @property
     def description(self) -> str:
         """Where it leads, for logs; no secret."""
+        ...
 
     async def receive(self) -> Sequence[bytes | str]:
         """Return the frames that have arrived, in order, at least one.
@@ -59,6 +60,7 @@ class Transport(Protocol):
 
         Cancellation: nothing is lost; what arrived is returned by the next call.
         """
+        ...
 
     async def send(self, frames: Sequence[bytes]) -> None:
         """Write frames, in order, with as few writes as the transport can.

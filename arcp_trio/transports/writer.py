@@ -16,6 +16,7 @@ class FrameSource(Protocol):
 
     def take(self, limit: int) -> list[bytes]:
         """Take the frames that are ready, about ``limit`` bytes of them; none when nothing is."""
+        ...
 
 
 class FrameWriter:
