@@ -64,6 +64,7 @@ class _Gateway:
     origins: Collection[str] | None
     compat: str | None
 
+    @trio.lowlevel.enable_ki_protection
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """Serve one TCP connection, in a task of the runtime: nothing that it raises may leave."""
         try:
@@ -72,6 +73,10 @@ class _Gateway:
             logger.debug("a connection broke before its handshake: %r", group.exceptions)
         except* Exception:
             logger.exception("a connection failed")
+        except* KeyboardInterrupt as group:
+            # In the library's reader task, which is not protected: it is the program's all the same.
+            self.runtime.fail(KeyboardInterrupt())
+            logger.debug("interrupted in a connection: %r", group)
         finally:
             await trio.aclose_forcefully(stream)
 

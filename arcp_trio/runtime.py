@@ -106,6 +106,7 @@ class Runtime:
         self._directory = JobDirectory(limits, self._timers)
         self._sessions = SessionDirectory(limits)
         self._closing = False
+        self._leave = trio.Event()
         self._shut_down = trio.Event()
         self._finished = trio.Event()
         self._body = trio.CancelScope()
@@ -127,7 +128,7 @@ class Runtime:
             directory=self._directory,
             counters=self._counters,
             spawn_agent=self._spawn_agent,
-            interrupted=self._fail,
+            interrupted=self.fail,
             disowned=self._note_disowned,
         )
         self._session_services = SessionServices(
@@ -236,15 +237,10 @@ class Runtime:
 
         Cancellation: not cancellable; bounded by ``Limits.shutdown_seconds``.
         """
-        if self._closing:
-            with trio.CancelScope(shield=True):
-                await self._shut_down.wait()
-            return
         self._closing = True
-        try:
-            await shut_down(self, self._limits)
-        finally:
-            self._shut_down.set()
+        self._leave.set()
+        with trio.CancelScope(shield=True):
+            await self._shut_down.wait()
 
     # --- for the gateway ----------------------------------------------------------------------------
 
@@ -264,6 +260,12 @@ class Runtime:
     ) -> None:
         """Accept streams until cancelled; each handler is a task of the runtime, and must not raise."""
         await trio.serve_listeners(handler, list(listeners), handler_nursery=self._connection_nursery)
+
+    def fail(self, exc: BaseException) -> None:
+        """End the runtime because of ``exc``, which leaves :func:`open_runtime` when all is shut down."""
+        if self._failure is None:
+            self._failure = exc
+        self._body.cancel(reason="the runtime was interrupted")
 
     def add_listener(self, scope: trio.CancelScope) -> None:
         """Have a listener's scope cancelled in the first phase of a shutdown."""
@@ -323,7 +325,7 @@ class Runtime:
     def _spawn(self, nursery: trio.Nursery, function: Callable[[], Awaitable[None]], name: str) -> None:
         """Start a task: every one of the runtime's starts here, from the runtime's own context."""
         start: Callable[..., None] = nursery.start_soon
-        self._context.run(start, function, name=name)
+        self._context.run(start, _run_protected, function, name=name)
 
     def _note_disowned(self, actor: JobActor, disowned: bool) -> None:  # noqa: FBT001  # a callback
         if disowned:
@@ -336,12 +338,6 @@ class Runtime:
         elif self._disowned.pop(actor, actor) is None:
             logger.info("job %s: its disowned agent has ended", actor.job_id)
 
-    def _fail(self, exc: BaseException) -> None:
-        """End the runtime because of ``exc``, which leaves :func:`open_runtime` when all is shut down."""
-        if self._failure is None:
-            self._failure = exc
-        self._body.cancel(reason="the runtime was interrupted")
-
     # --- tasks --------------------------------------------------------------------------------------
 
     @trio.lowlevel.enable_ki_protection
@@ -351,7 +347,7 @@ class Runtime:
             await service()
         except Exception as exc:
             logger.critical("a service of the runtime failed", exc_info=True)
-            self._fail(exc)
+            self.fail(exc)
 
     @trio.lowlevel.enable_ki_protection
     async def _supervise(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -366,14 +362,30 @@ class Runtime:
                     trio.open_nursery() as self._agent_nursery,
                 ):
                     task_status.started()
-                    # Every job has ended by then; agents that refused to stop are waited for.
+                    # The phases run in this task and not in the one that leaves: control-C is delivered to
+                    # a program's main task wherever it waits, and must not cut a shutdown in half.
+                    await self._leave.wait()
+                    try:
+                        await shut_down(self, self._limits)
+                    finally:
+                        self._shut_down.set()
                     await self._finished.wait()
+                    names = self.statistics().disowned_agents
+                    if names:
+                        logger.error("the runtime cannot be left until these agents end: %s", "; ".join(names))
                 services.cancel_scope.cancel(reason="the runtime has shut down")
 
-    def _report_disowned(self) -> None:
-        names = self.statistics().disowned_agents
-        if names:
-            logger.error("the runtime cannot be left until these agents end: %s", "; ".join(names))
+    def _begin_leaving(self) -> None:
+        """Let the task that holds the nurseries shut down and end."""
+        self._closing = True
+        self._leave.set()
+        self._finished.set()
+
+
+@trio.lowlevel.enable_ki_protection
+async def _run_protected(function: Callable[[], Awaitable[None]]) -> None:
+    """Run a task of the runtime: control-C is for the program's own code, and for that of its agents."""
+    await function()
 
 
 @asynccontextmanager
@@ -416,16 +428,22 @@ async def open_runtime(
         clock=clock or WallClock(),
     )
     body_error: BaseException | None = None
-    async with trio.open_nursery() as host:
-        await host.start(runtime._supervise, name="arcp runtime")  # noqa: SLF001
-        try:
-            with runtime._body:  # noqa: SLF001
-                yield runtime
-        except BaseException as exc:  # noqa: BLE001, ASYNC103  # raised below, outside of the nursery that would wrap it
-            body_error = exc
-        await runtime.aclose()
-        runtime._report_disowned()  # noqa: SLF001
-        runtime._finished.set()  # noqa: SLF001
+    try:
+        async with trio.open_nursery() as host:
+            await host.start(runtime._supervise, name="arcp runtime")  # noqa: SLF001
+            try:
+                with runtime._body:  # noqa: SLF001
+                    yield runtime
+            except BaseException as exc:  # noqa: BLE001, ASYNC103  # raised below, outside of the nursery that would wrap it
+                body_error = exc
+            runtime._begin_leaving()  # noqa: SLF001
+    except BaseExceptionGroup as group:
+        # Control-C while the nursery waited for the shutdown, which went on to its end.
+        interrupts, rest = group.split(KeyboardInterrupt)
+        if rest is not None:
+            raise
+        assert interrupts is not None
+        runtime.fail(KeyboardInterrupt())
     if runtime._failure is not None:  # noqa: SLF001
         raise runtime._failure from body_error  # noqa: SLF001
     if body_error is not None:

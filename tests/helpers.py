@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -109,14 +109,20 @@ class RawClient:
                 return frame
 
     async def settle(self) -> list[Frame]:
-        """Let the runtime come to rest; return what it has sent until then."""
+        """Let the runtime come to rest; return what it has sent until then, also before a close."""
         frames: list[Frame] = []
-        while True:
+
+        async def read() -> None:
+            with suppress(TransportClosedError):
+                while True:
+                    frames.append(await self.receive())
+
+        # A task of its own, cancelled only once nothing moves: a deadline of zero would read nothing at all.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
             await trio.testing.wait_all_tasks_blocked()
-            with trio.move_on_after(0) as scope:
-                frames.append(await self.receive())
-            if scope.cancelled_caught:
-                return frames
+            nursery.cancel_scope.cancel()
+        return frames
 
     async def receive_close(self) -> TransportClosedError:
         """Read to the end of the connection; return how it was closed."""
@@ -147,8 +153,7 @@ def terminals(frames: list[Frame], job_id: str | None = None) -> list[Frame]:
     ]
 
 
-@asynccontextmanager
-async def open_raw(
+async def connect_raw(
     runtime: arcp_trio.Runtime,
     *,
     principal: str | None = "me",
@@ -156,8 +161,8 @@ async def open_raw(
     hello: Frame | None = None,
     shake_hands: bool = True,
     compat: str | None = None,
-) -> AsyncGenerator[RawClient, None]:
-    """Open a raw connection to a runtime, over memory."""
+) -> RawClient:
+    """Connect to a runtime over memory; nothing needs to be closed."""
     theirs, ours = open_memory_pair()
     client = RawClient(ours)
     serve = partial(runtime.serve_transport, theirs, principal=principal, verifier=verifier, compat=compat)
@@ -167,11 +172,18 @@ async def open_raw(
         welcome = await client.receive()
         assert welcome["type"] == "session.welcome", welcome
         client.session_id = welcome["session_id"]
+    return client
+
+
+@asynccontextmanager
+async def open_raw(runtime: arcp_trio.Runtime, **options: Any) -> AsyncGenerator[RawClient, None]:
+    """Connect as :func:`connect_raw` does, and drop the connection on leaving."""
+    client = await connect_raw(runtime, **options)
     try:
         yield client
     finally:
         with trio.CancelScope(shield=True):
-            await ours.abort()
+            await client.transport.abort()
 
 
 class Script:

@@ -150,6 +150,7 @@ class Client:
         self._one_at_a_time = trio.Lock()
         self._accepts_late = False
         self._closed_answer = trio.Event()
+        self._written = trio.Event()
         self._lost: ARCPError | None = None
         self._connection_error: ARCPError | None = None
         self._malformed = 0
@@ -485,9 +486,11 @@ class Client:
         outstanding = len(self._submits) + len(self._cancels)
         if outstanding == 1 and error.request_id is None and error.reply_to is None:
             self._refuse_the_only_request(error)
-        elif self._closed_answer is not None and not outstanding:
-            # The answer of a runtime that knows no session.close, or the reason why it will close.
-            self._connection_error = self._exception(error)
+        elif not outstanding:
+            # The answer of a runtime that knows no session.close, or of one whose caller has left; only a
+            # fault that names no request can be the reason why the runtime will close.
+            if error.code == "INTERNAL_ERROR" and error.request_id is None and error.reply_to is None:
+                self._connection_error = self._exception(error)
             self._closed_answer.set()
         logger.info("the runtime reports %s: %s", error.code, error.message)
 
@@ -611,6 +614,8 @@ class Client:
                 bye = SessionBye(reason="client.close")
                 self._send(self._encode("session.bye", bye, self._ids.message()))
                 self._writer.finish()
+                # A close would overtake what is not written yet.
+                await self._written.wait()
             await self._transport.aclose(CloseCode.NORMAL, "client.close")
 
 
@@ -664,7 +669,10 @@ async def open_client_over(
             except BaseException as exc:  # noqa: BLE001, ASYNC103  # raised below, outside of the nursery
                 body_error = exc
             handles = list(client._jobs.values())  # noqa: SLF001
-            await client._say_goodbye()  # noqa: SLF001
+            try:
+                await client._say_goodbye()  # noqa: SLF001
+            except KeyboardInterrupt as exc:
+                body_error = exc
             nursery.cancel_scope.cancel(reason="the client is closed")
         if body_error is not None:
             raise body_error
@@ -679,6 +687,8 @@ async def _write(client: Client) -> None:
         await client._writer.run()  # noqa: SLF001
     except TransportClosedError as exc:
         client._lose(ConnectionLostError(f"the connection has ended: {exc}"))  # noqa: SLF001
+    finally:
+        client._written.set()  # noqa: SLF001
 
 
 def _check_plaintext(url: str) -> None:

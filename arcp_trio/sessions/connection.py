@@ -175,15 +175,15 @@ class Connection:
             await self._transport.aclose(code, reason)
 
     async def _serve(self, handler: RequestHandler, backlog: list[bytes | str]) -> None:
-        failure: BaseException | None = None
         writer_done = trio.Event()
+        failures: list[Exception] = []
 
+        @trio.lowlevel.enable_ki_protection
         async def write() -> None:
-            nonlocal failure
             try:
                 await self._writer.run()
-            except (TransportClosedError, Exception) as exc:  # noqa: BLE001  # raised again below
-                failure = exc
+            except Exception as exc:  # noqa: BLE001  # raised below, outside of the nursery that would wrap it
+                failures.append(exc)
                 self._reading.cancel(reason="the writer has ended")
             finally:
                 writer_done.set()
@@ -193,18 +193,17 @@ class Connection:
             try:
                 with self._reading:
                     await self._read(handler, backlog)
-            except TransportClosedError:
-                # The peer has gone: there is nobody left to flush to.
-                nursery.cancel_scope.cancel(reason="the peer has closed")
-                raise
-            finally:
+            except Exception as exc:  # noqa: BLE001  # as above
+                # The peer has gone, most likely: there is nobody left to flush to.
+                failures.append(exc)
+            if self._goodbye is None or failures:
                 # Events that come from now on have no connection to go to.
-                if self._goodbye is None:
-                    handler.session.close()
-            await self._finish(writer_done)
+                handler.session.close()
+            else:
+                await self._finish(writer_done)
             nursery.cancel_scope.cancel(reason="the connection is closed")
-        if failure is not None:
-            raise failure
+        if failures:
+            raise failures[0]
 
     async def _read(self, handler: RequestHandler, frames: list[bytes | str]) -> None:
         while True:
@@ -215,8 +214,7 @@ class Connection:
 
     async def _finish(self, writer_done: trio.Event) -> None:
         """Flush and close, between whole frames, within one deadline."""
-        if self._goodbye is None:
-            return
+        assert self._goodbye is not None
         code, reason = self._goodbye
         with trio.move_on_after(self._limits.close_seconds):
             self._writer.finish()

@@ -56,12 +56,13 @@ class Replies:
 
     def error(self, error: ARCPError, *, request_id: str | None = None, job_id: str | None = None) -> bytes:
         """Return the session.error that says ``error``, to one request or to the connection (P12.2)."""
+        code = error.code if error.code in CORE_CODES else "INTERNAL_ERROR"
         return self.frame(
             "session.error",
             SessionError(
-                code=error.code if error.code in CORE_CODES else "INTERNAL_ERROR",
+                code=code,
                 message=error.message[:_MAX_MESSAGE] or error.code,
-                retryable=sendable_retryable(error.code, error.retryable),
+                retryable=sendable_retryable(code, error.retryable),
                 request_id=request_id,
                 reply_to=request_id,
                 job_id=job_id,

@@ -30,6 +30,7 @@ from ..wire.errors import (
     PermissionDeniedError,
 )
 from ..wire.job_messages import JobAccepted, JobCancel, JobCancelled, JobSubmit, LeaseConstraints, Reply
+from ..wire.jsontext import encode_json
 from ..wire.session_messages import (
     REPLIES_FEATURE,
     SessionBye,
@@ -47,6 +48,7 @@ __all__ = ["RequestConnection", "RequestHandler"]
 logger = logging.getLogger("arcp_trio.sessions")
 
 _MAX_KEY = 256
+_MAX_REASON = 1_000
 _MAX_HELD_REPLY = 4096
 _LEASE_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
@@ -102,7 +104,7 @@ class _CancelReply:
             "job.cancelled",
             JobCancelled(
                 job_id=self._job_id,
-                reason=self._reason or "cancelled",
+                reason=(self._reason or "cancelled")[:_MAX_REASON],
                 request_id=self._request_id,
                 reply_to=self._request_id,
             ),
@@ -166,19 +168,21 @@ class RequestHandler:
     def handle(self, text: bytes | str) -> bool:
         """Handle one frame. Return whether what follows in the same read may be handled too."""
         envelope: Envelope | None = None
+        remembered = False
         try:
             envelope = decode_envelope(text)
             handler = self._handler_of(envelope)
             if handler is None or self._is_retransmission(envelope, text):
                 self._malformed = 0
                 return True
+            remembered = True
             more = handler(self, envelope)
         except ARCPError as exc:
-            return self._refuse(exc, envelope)
+            return self._refuse(exc, envelope, hold=remembered)
         except Exception:
             # A bug in a handler ends its request, not the session (L25).
             logger.exception("session %s: a bug in a request", self.session.session_id)
-            return self._refuse(InternalError("the runtime failed to handle the request"), envelope)
+            return self._refuse(InternalError("the runtime failed to handle the request"), envelope, hold=remembered)
         self._malformed = 0
         return more
 
@@ -217,7 +221,8 @@ class RequestHandler:
             (self.session.ride if seen.rides else self._connection.reply)(seen.reply)
         return True
 
-    def _refuse(self, error: ARCPError, envelope: Envelope | None) -> bool:
+    def _refuse(self, error: ARCPError, envelope: Envelope | None, *, hold: bool) -> bool:
+        """Answer with an error; it is held for a retransmission only where this message is the one remembered."""
         request_id = envelope.id if envelope is not None else None
         if isinstance(error, MalformedFrameError) and request_id is None:
             request_id = error.request_id
@@ -225,12 +230,12 @@ class RequestHandler:
         self._malformed = self._malformed + 1 if malformed else 0
         dialect = self.session.shape.dialect
         if dialect.refusals_echo_request_id and request_id is not None:
-            self._reply(self._replies.error_with_request_id(error, request_id), request_id)
+            self._reply(self._replies.error_with_request_id(error, request_id), request_id if hold else None)
         elif dialect.submit_refused_by_job_error and envelope is not None and envelope.type == "job.submit":
             self._refuse_by_job_error(error, envelope)
         else:
             job_id = envelope.job_id if envelope is not None else None
-            self._reply(self._replies.error(error, request_id=request_id, job_id=job_id), request_id)
+            self._reply(self._replies.error(error, request_id=request_id, job_id=job_id), request_id if hold else None)
         if self._malformed >= self._services.limits.malformed_in_a_row:
             self._connection.close(CloseCode.POLICY, f"{self._malformed} frames in a row that are not valid")
             return False
@@ -293,6 +298,9 @@ class RequestHandler:
                 raise InvalidRequestError(
                     f'$.payload.lease_request."{namespace}": needs the feature {feature!r}, not negotiated'
                 )
+        if lease and len(encode_json(lease)) * 2 > services.limits.send_bytes:
+            # It comes back in job.accepted, which is a frame of ours (P4.4).
+            raise InvalidRequestError("$.payload.lease_request: too large to be granted")
         expires_at = submit.lease_constraints.expires_at if submit.lease_constraints else None
         if expires_at is not None and "lease_expires_at" not in features:
             raise InvalidRequestError(
@@ -357,6 +365,9 @@ class RequestHandler:
 
     def _ping(self, envelope: Envelope) -> bool:
         ping = read_message(envelope, SessionPing)
+        if len(ping.nonce) > _MAX_KEY:
+            # It comes back in the pong, and a frame of ours has its limit (P4.4).
+            raise InvalidRequestError(f"$.payload.nonce: expected at most {_MAX_KEY} characters")
         pong = SessionPong(ping_nonce=ping.nonce, received_at=self._services.clock.timestamp())
         self._reply(self._replies.frame("session.pong", pong, request_id=envelope.id), None)
         return True

@@ -94,8 +94,10 @@ class MemoryTransport:
 
     async def abort(self) -> None:
         """Close at once; what the other end has not read is lost."""
-        self._outgoing.frames.clear()
-        self._outgoing.size = 0
+        if self._outgoing.close is None:
+            # After a polite close the other end still reads what was sent before it.
+            self._outgoing.frames.clear()
+            self._outgoing.size = 0
         self._close(CloseCode.ABNORMAL, "the connection was aborted")
         await trio.lowlevel.cancel_shielded_checkpoint()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from types import UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import attrs
 from cattrs import (
@@ -101,7 +101,14 @@ def _structure_tuple(converter: Converter) -> Callable[[JSONValue, Any], Any]:
         if type(value) is not list:
             raise _WrongTypeError(f"expected an array, got {_describe(value)}")
         element: Any = get_args(cls)[0]
-        items: list[Any] = converter.structure(value, list[element])
+        items: list[Any] = []
+        for index, item in enumerate(value):
+            try:
+                items.append(converter.structure(item, element))
+            except Exception as exc:
+                # The first one only: an exception for each of millions would exhaust the process.
+                exc.add_note(IterableValidationNote(f"at {index}", index, element))
+                raise
         return tuple(items)
 
     return structure
@@ -142,6 +149,14 @@ def _is_generic(container: type) -> Callable[[Any], bool]:
     return check
 
 
+def _holds_message(annotation: Any) -> bool:
+    return attrs.has(annotation) or any(map(_holds_message, get_args(annotation)))
+
+
+def _as_it_is(value: JSONValue) -> JSONValue:
+    return value
+
+
 def _make_converter() -> Converter:
     converter = Converter(detailed_validation=True, forbid_extra_keys=False)
     converter.register_structure_hook(str, _strict(str, "a string"))
@@ -166,10 +181,14 @@ def _make_converter() -> Converter:
         return structure
 
     def make_unstructure(cls: Any) -> Callable[[Any], Any]:
+        hints = get_type_hints(cls)
         overrides: dict[str, Any] = {
-            field.name: override(omit_if_default=True)
+            field.name: override(
+                omit_if_default=field.default is None and field.name not in _KEPT_NULLS.get(cls, ()),
+                # What is JSON already passes as it is: not copied, and not turned into JSON if it is none.
+                unstruct_hook=None if _holds_message(hints[field.name]) else _as_it_is,
+            )
             for field in attrs.fields(cls)
-            if field.default is None and field.name not in _KEPT_NULLS.get(cls, ())
         }
         return make_dict_unstructure_fn(cls, converter, **overrides)
 
@@ -248,4 +267,4 @@ def encode_payload(message: object) -> bytes:
     Raises:
         ValueError: A value inside is not JSON.
     """
-    return encode_json(_converter.unstructure(message))
+    return encode_json(_converter.unstructure(message), within=1)

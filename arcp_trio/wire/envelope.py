@@ -113,7 +113,23 @@ def _check_id(fields: dict[str, JSONValue], name: str, request_id: str | None) -
     return value
 
 
-_ENVELOPE_KEYS = ("arcp", "id", "type", "payload", "session_id", "job_id", "event_seq")
+_ENVELOPE_KEYS = (
+    "arcp",
+    "id",
+    "type",
+    "payload",
+    "session_id",
+    "job_id",
+    "event_seq",
+    "trace_id",
+    "correlation_id",
+    "timestamp",
+    "extensions",
+)
+# A scan of the frame for each of many names would be quadratic: 16 MiB of them took hours.
+_FEW_NAMES = 32
+# A name without these is spelt in one way, or with a \u escape.
+_ESCAPED_CHARACTER = re.compile(r'["\\/\x00-\x1f]')
 
 
 def _check_duplicates(text: bytes | str, payload: dict[str, JSONValue], request_id: str | None) -> None:
@@ -122,18 +138,22 @@ def _check_duplicates(text: bytes | str, payload: dict[str, JSONValue], request_
     A scan of the text tells whether it can be so; only then it is parsed again, with pairs kept.
     """
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-    names = {*_ENVELOPE_KEYS, *payload}
-    if b"\\u" not in raw and all(raw.count(b'"%b"' % name.encode()) <= 1 for name in names):
+    if (
+        len(payload) <= _FEW_NAMES
+        and b"\\u" not in raw
+        and not any(map(_ESCAPED_CHARACTER.search, payload))
+        and all(raw.count(b'"%b"' % name.encode()) <= 1 for name in {*_ENVELOPE_KEYS, *payload})
+    ):
         return
 
     def keep_pairs(pairs: list[tuple[str, JSONValue]]) -> list[tuple[str, JSONValue]]:
         return pairs
 
     top: list[tuple[str, Any]] = json.loads(raw, object_pairs_hook=keep_pairs)
-    for path, pairs in (("$", top), ("$.payload", dict(top)["payload"])):
+    for path, pairs, names in (("$", top, _ENVELOPE_KEYS), ("$.payload", dict(top)["payload"], payload)):
         seen: set[str] = set()
         for name, _ in pairs:
-            if name in seen:
+            if name in seen and name in names:
                 raise MalformedFrameError(f"{path}.{name}: stands twice", request_id=request_id)
             seen.add(name)
 

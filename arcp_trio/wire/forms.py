@@ -53,6 +53,8 @@ def _read_submit(envelope: Envelope) -> Payload:
             constraints = payload.get("lease_constraints")
             if constraints is None:
                 payload["lease_constraints"] = {"expires_at": expires_at}
+            elif isinstance(constraints, dict) and constraints.get("expires_at") is None:
+                payload["lease_constraints"] = {**constraints, "expires_at": expires_at}
         payload["lease_request"] = lease
     return payload
 

@@ -28,10 +28,10 @@ _LONG_INTEGER = re.compile(r"\d{19}")
 _LONG_INTEGER_BYTES = re.compile(rb"\d{19}")
 
 
-def _too_deep(value: JSONValue) -> bool:
-    """Say whether ``value`` nests more than ``MAX_DEPTH`` containers, level by level."""
+def _too_deep(value: JSONValue, depth: int = MAX_DEPTH) -> bool:
+    """Say whether ``value`` nests more than ``depth`` containers, level by level."""
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(depth):
         level = [
             child
             for container in level
@@ -57,12 +57,16 @@ def _has_non_finite(value: JSONValue) -> bool:
     return False
 
 
-def encode_json(value: JSONValue) -> bytes:
+def encode_json(value: JSONValue, *, within: int = 0) -> bytes:
     """Return ``value`` as compact JSON in UTF-8.
+
+    Args:
+        value: Any JSON value.
+        within: How many arrays and objects will stand around it in its frame.
 
     Raises:
         ValueError: It is not JSON: another type, a key that is no string, NaN or an infinity, a lone
-            surrogate, or nesting deeper than ``MAX_DEPTH``.
+            surrogate, or its frame would be nested deeper than ``MAX_DEPTH``.
     """
     try:
         text = orjson.dumps(value, option=_OPTIONS)
@@ -71,8 +75,9 @@ def encode_json(value: JSONValue) -> bytes:
     # A NaN is written as null: without a null in the text there was none in the value.
     if b"null" in text and _has_non_finite(value):
         raise ValueError("NaN and infinities are not JSON")
-    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _too_deep(value):
-        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    depth = MAX_DEPTH - within
+    if text.count(b"[") + text.count(b"{") > depth and _too_deep(value, depth):
+        raise ValueError(f"nested deeper than {depth}")
     return text
 
 
@@ -82,14 +87,32 @@ def _encode_slowly(value: JSONValue, refusal: Exception) -> bytes:
         raise ValueError(str(refusal)) from refusal
     try:
         # orjson has seen only what stands before the integer, so the rest is still to be judged.
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         encoded = text.encode()
-        same = decode_json(encoded) == value
+        # What we would not read, we do not send: integers past the range of a double.
+        decode_json(encoded)
     except (TypeError, ValueError, RecursionError) as exc:
         raise ValueError(str(exc)) from exc
-    if not same:
-        raise ValueError("a key is not a string, or a value is not JSON")
     return encoded
+
+
+def _plain(value: JSONValue) -> JSONValue:
+    """Return ``value`` with lists for tuples; the standard library writes more than orjson does.
+
+    Raises:
+        TypeError: Something in it is of another type, or a key is no string.
+    """
+    kind = type(value)
+    if kind is dict:
+        for key in value:
+            if type(key) is not str:
+                raise TypeError(f"a key is not a string: {key!r:.50}")
+        return {key: _plain(item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return [_plain(item) for item in value]
+    if value is None or kind in (bool, int, float, str):
+        return value
+    raise TypeError(f"not JSON: {kind.__name__}")
 
 
 def decode_json(text: bytes | str) -> JSONValue:
