@@ -59,7 +59,7 @@ def _sendable_details(error: ARCPError, context: JobContext) -> dict[str, Any] |
     if error.details is None:
         return None
     try:
-        if len(encode_json(error.details)) <= _MAX_DETAILS:
+        if len(encode_json(error.details, within=2)) <= _MAX_DETAILS:
             return error.details
         problem = "are too large"
     except ValueError as exc:

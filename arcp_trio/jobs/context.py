@@ -243,7 +243,7 @@ class JobContext:
 
     async def _emit(self, kind: str, body: dict[str, JSONValue], *, feature: str | None = None) -> None:
         try:
-            encoded = encode_json(body)
+            encoded = encode_json(body, within=2)
         except ValueError as exc:
             raise InvalidRequestError(f"$.body: {exc}") from None
         if len(encoded) + _FRAME_OVERHEAD > self._actor.services.limits.send_bytes:
@@ -280,7 +280,7 @@ class JobContext:
             await stream.aclose()
             return stream.payload()
         try:
-            encoded = encode_json(value)
+            encoded = encode_json(value, within=2)
         except ValueError as exc:
             raise InternalError(f"the agent's result is not JSON: {exc}") from None
         if value is None:

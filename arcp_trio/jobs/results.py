@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -11,7 +12,7 @@ import trio
 
 from ..limits import Limits
 from ..wire.errors import InternalError, InvalidRequestError
-from ..wire.jsontext import JSONValue, encode_json
+from ..wire.jsontext import JSONValue, decode_json, encode_json
 from .feed import ResultPayload
 
 __all__ = ["ResultStream", "fits_inline"]
@@ -171,10 +172,12 @@ class ResultStream:
         assembled: bytes | None = None
         if self._kept is not None:
             joined = b"".join(self._kept)
+            value: JSONValue = b64encode(joined).decode("ascii") if self._encoding == "base64" else joined.decode()
             if self._content_type == "application/json":
-                assembled = joined
-            else:
-                value: JSONValue = joined.decode() if self._encoding != "base64" else b64encode(joined).decode("ascii")
+                # Read and written again: an agent's text that is no JSON, or has line breaks, would break the frame.
+                with suppress(ValueError):
+                    assembled = encode_json(decode_json(joined), within=2)
+            if assembled is None:
                 assembled = encode_json(value)
         return ResultPayload(
             result_id=self.result_id,
