@@ -1,11 +1,96 @@
-"""Fixtures, and the record of which requirement each test shows."""
+"""Fixtures, and the record of which requirement each test shows.
+
+A run of the whole suite compares the README's generated parts with what it has seen, and fails if they differ;
+``pytest --write-readme`` brings them up to date.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from pathlib import Path
+
 import pytest
+from arcp_trio.jobs.lifecycle import render_table
 from helpers import Script
+from requirements import REQUIREMENTS
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+_shown: dict[str, set[str]] = defaultdict(set)
+_failed: set[str] = set()
+_marks = pytest.StashKey[tuple[str, ...]]()
 
 
 @pytest.fixture
 def script() -> Script:
     return Script()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-readme", action="store_true", help="bring the README's generated parts up to date")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    report = yield
+    for mark in item.iter_markers("requirement"):
+        for number in mark.args:
+            if report.failed:
+                _failed.add(number)
+            elif report.when == "call" and report.passed:
+                # A parametrised test is one test of its number.
+                _shown[number].add(item.nodeid.partition("[")[0])
+    return report
+
+
+def conformance_table() -> str:
+    lines = ["| | requirement | shown by tests |", "|---|---|---|"]
+    for number, (text, missing) in REQUIREMENTS.items():
+        if number in _failed or not _shown[number]:
+            answer = "not yet"
+        elif missing:
+            answer = f"partly: {missing}"
+        else:
+            answer = f"yes, {len(_shown[number])}"
+        lines.append(f"| {number} | {text} | {answer} |")
+    return "\n".join(lines) + "\n"
+
+
+def replace_part(text: str, name: str, content: str) -> str:
+    """Return ``text`` with what stands between the two comments of ``name`` replaced."""
+    pattern = re.compile(rf"(<!-- {name}:[^>]*-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+    assert pattern.search(text), name
+    return pattern.sub(lambda match: f"{match[1]}{content}{match[2]}", text)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    whole = (
+        config.args == config.getini("testpaths")
+        and not config.option.keyword
+        and not config.option.markexpr
+        and not config.option.collectonly
+        and session.testsfailed == 0
+        and session.testscollected > 0
+    )
+    write = config.option.write_readme
+    if not whole and not write:
+        return
+    text = README.read_text()
+    wanted = replace_part(text, "lifecycle", render_table())
+    wanted = replace_part(wanted, "conformance", conformance_table())
+    unknown = {number for number in _shown if number.startswith("P")} - REQUIREMENTS.keys()
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if unknown:
+        reporter.write_line(f"no such requirement: {', '.join(sorted(unknown))}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if wanted != text:
+        if write:
+            README.write_text(wanted)
+        else:
+            reporter.write_line(
+                "README.md does not say what the tests have shown: run pytest --write-readme", red=True
+            )
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED

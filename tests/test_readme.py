@@ -1,0 +1,61 @@
+"""The README's examples run, and are as short as they claim."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def example(name: str) -> str:
+    match = re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert match, name
+    return match[1]
+
+
+def run(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.requirement("D02")
+def test_the_embedded_example() -> None:
+    lines = run(example("embedded")).splitlines()
+    assert lines[0] == "progress {'current': 1, 'total': 5, 'units': 'steps'}"
+    assert lines[-1] == "{'counted': 5}"
+    assert len(lines) == 6
+
+
+@pytest.mark.requirement("D02")
+def test_the_client_and_server_example() -> None:
+    definitions = example("embedded").partition("async def main")[0]
+    # A port that is free stands in for the one that the example names.
+    served = example("server").replace("7777, verifier", "0, verifier").replace('"ws://127.0.0.1:7777/arcp"', "url")
+    program = f"""{definitions}
+{served}
+async def main():
+    global url
+    async with arcp_trio.open_runtime(agents) as runtime, trio.open_nursery() as nursery:
+        url = (await nursery.start(serve, runtime)).url
+        await use()
+        nursery.cancel_scope.cancel()
+trio.run(main)
+"""
+    assert run(program).splitlines() == [
+        "CancelOutcome(applied=True, status='cancelled')",
+        "CANCELLED cancelled",
+        "CancelOutcome(applied=False, status='cancelled')",
+    ]
+
+
+@pytest.mark.parametrize("name", ["embedded", "server"])
+def test_an_example_has_at_most_twenty_lines(name: str) -> None:
+    assert len([line for line in example(name).splitlines() if line.strip()]) <= 20
