@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ _marks = pytest.StashKey[tuple[str, ...]]()
 @pytest.fixture
 def script() -> Script:
     return Script()
+
+
+@pytest.fixture(autouse=True)
+def _no_impossible_message(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No test may bring a message where the lifecycle's table says that it cannot come."""
+    yield
+    assert not [record.getMessage() for record in caplog.records if "cannot come in" in record.getMessage()]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

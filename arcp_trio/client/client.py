@@ -14,6 +14,7 @@ import ssl
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -140,6 +141,8 @@ class Client:
             transport, self, batch_bytes=limits.write_batch_bytes, write_seconds=limits.write_seconds
         )
         self._jobs: dict[str, JobHandle] = {}
+        # The files of results that were too large for memory: deleted on closing, where nobody has moved them.
+        self._result_files: list[Path] = []
         self._submits: OrderedDict[str, tuple[JobHandle, _Slot[JobHandle]]] = OrderedDict()
         self._cancels: dict[str, tuple[JobHandle, _Slot[CancelOutcome]]] = {}
         self._early: OrderedDict[str, list[tuple[Envelope, int]]] = OrderedDict()
@@ -342,6 +345,7 @@ class Client:
             cancel_slot.fail(error)
         for handle in self._jobs.values():
             handle._lose(error)  # noqa: SLF001
+            handle._discard()  # noqa: SLF001
         self._jobs.clear()
         self._closed_answer.set()
         self._writer.finish()
@@ -393,6 +397,9 @@ class Client:
     def _end(self, handle: JobHandle, terminal: JobResult | JobError) -> None:
         handle._end(terminal)  # noqa: SLF001
         self._jobs.pop(handle.job_id, None)
+        path = handle._kept_file()  # noqa: SLF001
+        if path is not None:
+            self._result_files.append(path)
         if REPLIES_FEATURE in self.features:
             # The runtime answers each cancel, behind the terminal event.
             return
@@ -650,7 +657,6 @@ async def open_client_over(
     """
     limits = limits or ClientLimits()
     client = Client(transport, limits=limits, ids=ids or IdFactory(), clock=clock or WallClock())
-    handles: list[JobHandle] = []
     try:
         frames: Sequence[bytes | str] | None = None
         try:
@@ -668,7 +674,6 @@ async def open_client_over(
                 yield client
             except BaseException as exc:  # noqa: BLE001, ASYNC103  # raised below, outside of the nursery
                 body_error = exc
-            handles = list(client._jobs.values())  # noqa: SLF001
             try:
                 await client._say_goodbye()  # noqa: SLF001
             except KeyboardInterrupt as exc:
@@ -677,8 +682,8 @@ async def open_client_over(
         if body_error is not None:
             raise body_error
     finally:
-        for handle in handles:
-            handle._discard()  # noqa: SLF001
+        for path in client._result_files:  # noqa: SLF001
+            path.unlink(missing_ok=True)
         await transport.abort()  # noqa: ASYNC102  # never blocks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -282,6 +283,13 @@ class JobHandle:
             self._lost = error
             self._ended.set()
             self._wake()
+
+    def _kept_file(self) -> Path | None:
+        """Return the file that holds the result, if one does; one that holds a broken result is deleted."""
+        if isinstance(self._result, ResultFile):
+            return self._result.path
+        self._discard()
+        return None
 
     def _discard(self) -> None:
         if self._assembler is not None:

@@ -244,14 +244,12 @@ class JobActor:
     def request_cancel(self, request: CancelRequest) -> None:
         """Post a cancel of the job's owner; the answer comes through ``request``.
 
-        Where the outcome is decided already, or a cancel waits already, this one is refused at the
-        door: behind the terminal event if that is not yet visible (P7.14).
+        One cancel waits in the mailbox, a further one is refused at the door. Where the outcome is decided already, it
+        is answered behind the terminal event if that is not yet visible (P7.14).
         """
-        if self.state.phase in (Phase.PENDING, Phase.RUNNING):
-            until = trio.current_time() + self.services.limits.cancel_grace_seconds
-            if self._mailbox.post_cancel(Cancel(until, self._cancelled_outcome(request), request)):
-                return
-        self._refuse(request)
+        until = trio.current_time() + self.services.limits.cancel_grace_seconds
+        if not self._mailbox.post_cancel(Cancel(until, self._cancelled_outcome(request), request)):
+            self._refuse(request)
 
     @staticmethod
     def _cancelled_outcome(request: CancelRequest) -> Outcome:

@@ -268,7 +268,7 @@ TABLE: Mapping[tuple[type[Any], Phase], Cell] = {
     (Start, _R): _IMPOSSIBLE,
     (Start, _S): _IMPOSSIBLE,
     (Start, _E): _NOTHING,  # a pending job was ended by what its actor drained before it started
-    (Start, _D): _IMPOSSIBLE,
+    (Start, _D): _NOTHING,
     (AgentEnded, _P): _IMPOSSIBLE,
     (AgentEnded, _R): _END,
     (AgentEnded, _S): Cell(Phase.ENDING, (Effect.TEAR_DOWN,), Decides.STATE),

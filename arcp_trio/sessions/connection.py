@@ -143,6 +143,9 @@ class Connection:
             await self._serve(handler, backlog)
         except TransportClosedError as exc:
             logger.debug("%r: %s", self, exc)
+            if exc.code == CloseCode.UNSUPPORTED_DATA:
+                with trio.move_on_after(self._limits.close_seconds):
+                    await self._transport.aclose(exc.code, exc.reason)
         except Exception:
             # A bug in a reader or writer ends its connection, and nothing else.
             logger.exception("%r: a bug in the connection", self)
@@ -210,7 +213,14 @@ class Connection:
             for frame in frames:
                 if not handler.handle(frame) or self._goodbye is not None:
                     return
-            frames = list(await self._transport.receive())
+            try:
+                frames = list(await self._transport.receive())
+            except TransportClosedError as exc:
+                if exc.code != CloseCode.UNSUPPORTED_DATA:
+                    raise
+                # Ours to close, behind the answers to what came before it (P4.1).
+                self.close(exc.code, exc.reason)
+                return
 
     async def _finish(self, writer_done: trio.Event) -> None:
         """Flush and close, between whole frames, within one deadline."""

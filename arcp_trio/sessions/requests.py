@@ -119,6 +119,7 @@ class _CancelReply:
                 "x-arcp-trio.reply",
                 Reply(
                     request_id=self._request_id,
+                    reply_to=self._request_id,
                     applied=False,
                     job_id=self._job_id,
                     job_status=job_status,

@@ -73,6 +73,8 @@ class MemoryTransport:
         pipe = self._outgoing
         for frame in frames:
             while pipe.size >= _BUFFER_BYTES and pipe.close is None:
+                # The reader may sleep: it has not heard of the frames before this one yet.
+                pipe.wake()
                 await pipe.changed.wait()
             if pipe.close is not None:
                 raise TransportClosedError(*pipe.close)

@@ -76,9 +76,9 @@ class WebSocketTransport:
         return TransportClosedError(reason.code, reason.reason or "")
 
     async def receive(self) -> Sequence[bytes | str]:
-        """Return the messages that have arrived; a binary one closes with 1003 (P4.1)."""
+        """Return the messages that have arrived; after a binary one, :meth:`aclose` closes with 1003 (P4.1)."""
         if self._binary:
-            await self._refuse_binary()
+            raise await self._refuse_binary()
         try:
             messages: list[bytes | str] = [await self._connection.get_message()]
             with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
@@ -93,13 +93,13 @@ class WebSocketTransport:
                 del messages[index:]
                 break
         if not messages:
-            await self._refuse_binary()
+            raise await self._refuse_binary()
         return messages
 
-    async def _refuse_binary(self) -> None:
-        reason = "ARCP frames are text"
-        await self.aclose(CloseCode.UNSUPPORTED_DATA, reason)
-        raise TransportClosedError(CloseCode.UNSUPPORTED_DATA, reason)
+    async def _refuse_binary(self) -> TransportClosedError:
+        # Not closed here: the answers to what came before it may still be on their way.
+        await trio.lowlevel.checkpoint()
+        return TransportClosedError(CloseCode.UNSUPPORTED_DATA, "ARCP frames are text")
 
     async def send(self, frames: Sequence[bytes]) -> None:
         """Write frames as text messages, with one write."""
@@ -116,6 +116,8 @@ class WebSocketTransport:
 
     async def aclose(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close with the closing handshake."""
+        if self._binary:
+            code, reason = CloseCode.UNSUPPORTED_DATA, "ARCP frames are text"
         try:
             # A reason has at most 123 bytes in a close frame.
             await self._connection.aclose(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
@@ -157,6 +159,13 @@ def upgrade_host(request: trio_websocket.WebSocketRequest) -> str | None:
     wsproto takes it out of the headers, and the library shows those alone: one more private name.
     """
     return request._event.host or None  # noqa: SLF001
+
+
+def _root_cause(exc: BaseException) -> str:
+    """Say what is behind the library's error, which often says nothing itself."""
+    while isinstance(exc, BaseExceptionGroup) or exc.__cause__ is not None:
+        exc = exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__ or exc
+    return str(exc) or type(exc).__name__
 
 
 @asynccontextmanager
@@ -206,4 +215,4 @@ async def open_websocket(
             if isinstance(exc, trio_websocket.DisconnectionTimeout):
                 return
             raise
-        raise TransportClosedError(CloseCode.ABNORMAL, f"cannot connect to {url}: {exc!r}") from exc
+        raise TransportClosedError(CloseCode.ABNORMAL, f"cannot connect to {url}: {_root_cause(exc)}") from exc

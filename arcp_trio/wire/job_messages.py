@@ -161,3 +161,4 @@ class Reply:
     applied: bool
     job_id: str
     job_status: str
+    reply_to: str | None = None

@@ -24,8 +24,9 @@ MAX_DEPTH = 64
 """How deep arrays and objects may be nested (P5.5)."""
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
-_LONG_INTEGER = re.compile(r"\d{19}")
-_LONG_INTEGER_BYTES = re.compile(rb"\d{19}")
+# Digits behind what a number can stand behind: digits alone would be tried at every digit of every id.
+_LONG_INTEGER = re.compile(r"[\[:,\s-]\d{19}")
+_LONG_INTEGER_BYTES = re.compile(rb"[\[:,\s-]\d{19}")
 
 
 def _too_deep(value: JSONValue, depth: int = MAX_DEPTH) -> bool:
@@ -125,10 +126,10 @@ def decode_json(text: bytes | str) -> JSONValue:
     value = orjson.loads(text)
     if isinstance(text, str):
         openings = text.count("[") + text.count("{")
-        has_long_integer = _LONG_INTEGER.search(text) is not None
+        has_long_integer = _LONG_INTEGER.search(text) is not None or text[:19].isdecimal()
     else:
         openings = text.count(b"[") + text.count(b"{")
-        has_long_integer = _LONG_INTEGER_BYTES.search(text) is not None
+        has_long_integer = _LONG_INTEGER_BYTES.search(text) is not None or text[:19].isdigit()
     if openings > MAX_DEPTH and _too_deep(value):
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
     if has_long_integer:

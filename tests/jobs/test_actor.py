@@ -164,6 +164,27 @@ async def test_a_group_with_cancelled_leaves_and_an_error_of_the_agent(
         assert (await last_of(client, job_id))["payload"]["code"] == "PERMISSION_DENIED"
 
 
+@pytest.mark.requirement("Z07")
+async def test_leaves_of_a_group_that_only_say_cancelled_are_no_errors() -> None:
+    agents = arcp_trio.Agents()
+
+    @agents.register("collects")
+    async def collects(job: arcp_trio.JobContext, value: Any) -> None:
+        caught: list[BaseException] = [arcp_trio.PermissionDeniedError("the cause")]
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled as exc:
+                caught.append(exc)
+                raise
+        raise BaseExceptionGroup("what was collected", caught)
+
+    async with arcp_trio.open_runtime(agents) as runtime, open_raw(runtime) as client:
+        job_id = await client.submit("collects")
+        assert (await last_of(client, job_id))["payload"]["code"] == "PERMISSION_DENIED"
+
+
 @pytest.mark.requirement("P7.13", "L05")
 async def test_cancel_is_acknowledged_and_then_ends_the_job(
     script: Script, autojump_clock: trio.testing.MockClock
@@ -245,11 +266,70 @@ async def test_a_job_cancelled_while_pending_never_enters_its_agent(script: Scri
             return actor
 
         object.__setattr__(runtime._session_services, "start_job", start_and_cancel)
+        agents_started: list[str] = []
+        object.__setattr__(
+            runtime._job_services, "spawn_agent", lambda function, name: agents_started.append(name)
+        )
         async with open_raw(runtime) as client:
             job_id = await client.submit("sleep")
             assert (await last_of(client, job_id))["payload"]["code"] == "CANCELLED"
         assert spec_actor == ["acknowledged", "refused cancelled"]
+        assert agents_started == []
+        assert runtime.statistics().bugs == 0
     assert script.entered == 0
+
+
+@pytest.mark.requirement("P7.15")
+async def test_an_agent_that_is_stopped_before_its_first_step_is_not_entered() -> None:
+    from arcp_trio.jobs.agent_task import run_agent
+    from arcp_trio.jobs.lifecycle import End
+
+    entered: list[str] = []
+
+    async def agent(job: Any, value: Any) -> None:
+        entered.append("the body")
+
+    scope = trio.CancelScope()
+    scope.cancel()
+    ended = await run_agent(agent, None, None, scope, lambda exc: None)  # type: ignore[arg-type]
+    assert (ended.end, entered) == (End.STOPPED, [])
+
+
+@pytest.mark.requirement("P7.11")
+async def test_nothing_is_emitted_between_the_decision_and_the_publication(
+    script: Script, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A tear-down may take its time: an agent that has had its own says nothing more."""
+    from arcp_trio.jobs.actor import JobActor
+    from arcp_trio.jobs.lifecycle import Phase, TornDown
+
+    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+        job_id = await client.submit("gate")
+        await client.settle()
+        actor = runtime._directory.find(job_id)
+        assert isinstance(actor, JobActor)
+        posted: list[Any] = []
+        original = actor._mailbox.post
+        held = type(actor._mailbox).post
+
+        def post(self: Any, message: Any) -> None:
+            if type(message) is TornDown and self is actor._mailbox:
+                posted.append(message)
+            else:
+                held(self, message)
+
+        type(actor._mailbox).post = post  # type: ignore[method-assign]
+        try:
+            script.gate.set()
+            await client.settle()
+            assert actor.state.phase is Phase.ENDING
+            assert actor.status == "running"
+            with pytest.raises(arcp_trio.JobEndedError):
+                actor.append_event("log", b"{}", None)
+        finally:
+            type(actor._mailbox).post = held  # type: ignore[method-assign]
+        original(posted[0])
+        assert (await last_of(client, job_id))["type"] == "job.result"
 
 
 @pytest.mark.requirement("P7.13", "Z10")
@@ -389,7 +469,7 @@ async def test_a_thread_that_ignores_its_cancel(autojump_clock: trio.testing.Moc
         assert (await client.receive_until("job.error"))["payload"]["code"] == "CANCELLED"
         assert len(runtime.statistics().disowned_agents) == 1
         gate.set()
-        await trio.to_thread.run_sync(seen.wait, 20)
+        assert await trio.to_thread.run_sync(seen.wait, 20)
 
 
 @pytest.mark.requirement("P7.14", "L01", "L04")
@@ -405,6 +485,7 @@ async def test_the_seed_of_this_project(script: Script) -> None:
             assert reply["type"] == "x-arcp-trio.reply"
             assert reply["payload"] == {
                 "request_id": request_id,
+                "reply_to": request_id,
                 "applied": False,
                 "job_id": job_id,
                 "job_status": "success",

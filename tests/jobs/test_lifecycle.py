@@ -154,7 +154,7 @@ TIGHTEN = (None, (Effect.TIGHTEN,))
 STOP = (Phase.STOPPING, (Effect.STOP_AGENT, Effect.SET_GRACE))
 END = (Phase.ENDING, (Effect.TEAR_DOWN,))
 EXPECTED = {
-    Start: [(Phase.RUNNING, (Effect.START_AGENT,)), BUG, BUG, NOTHING, BUG],
+    Start: [(Phase.RUNNING, (Effect.START_AGENT,)), BUG, BUG, NOTHING, NOTHING],
     AgentEnded: [BUG, END, END, NOTHING, NOTHING],
     Cancel: [
         (Phase.ENDING, (Effect.ACKNOWLEDGE, Effect.TEAR_DOWN)),
@@ -211,6 +211,10 @@ def test_a_shutdown_shortens_a_grace_and_never_lengthens_it() -> None:
     assert same.until == 10.0
     ending, _ = apply(shorter, AgentEnded(End.STOPPED, STOPPED))
     assert ending.until is None
+    # A grace bounds an agent, and a job that never started has none.
+    for message in (Cancel(30.0, CANCELLED), LeaseExpired(1.0, EXPIRED)):
+        assert apply(PENDING, message)[0].until is None
+    assert apply(PENDING, RuntimeClosing(10.0, CLOSING))[0].until == 10.0
     bounded, _ = apply(ending, ParentStopping(5.0, PARENT))
     assert (bounded.until, bounded.outcome) == (5.0, CANCELLED)
 

@@ -1,0 +1,226 @@
+"""The command line: which commands and options there are, and what a process ends with."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import trio
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
+
+from .._version import __version__
+from .cancel import cancel as run_cancel
+from .connect import Target
+from .demo import demo as run_demo
+from .errors import CommandError, ExitCode
+from .interrupts import run_interruptible
+from .results import check_output
+from .serve import ServeOptions, load_agents, make_verifier
+from .serve import serve as run_serve
+from .submit import SubmitOptions, read_input
+from .submit import submit as run_submit
+from .terminal import complain, log_to_stderr
+from .text import clean
+
+__all__ = ["app", "run"]
+
+app = App(
+    name="arcp-trio",
+    version=__version__,
+    help="Run agents, and talk to runtimes, over the Agent Runtime Control Protocol (ARCP v1.1).",
+    help_epilogue="New here? Run: arcp-trio demo",
+)
+
+_Url = Annotated[str, Parameter(name="--url", env_var="ARCP_URL")]
+_Token = Annotated[str | None, Parameter(name="--token", env_var="ARCP_TOKEN")]
+_Flag = Parameter(negative="", show_default=False)
+_AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
+
+_DEFAULT_URL = "ws://127.0.0.1:7777/arcp"
+_LARGEST_PORT = 65_535
+# An option with its value, as the parser's messages quote it, up to the end of their sentence.
+_SECRET = re.compile(r"(--?[A-Za-z][\w-]*)=.*?(?=\.(?: Did you mean|$)|$)")
+
+
+@app.command(sort_key=2, usage="Usage: arcp-trio serve MODULE:AGENTS [OPTIONS]", help_epilogue="")
+def serve(
+    agents: Annotated[str, Parameter(name="MODULE:AGENTS")],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7777,
+    token: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    anonymous: Annotated[bool, _Flag] = False,
+    allow_plaintext: Annotated[bool, _Flag] = False,
+    shutdown_seconds: float = 10.0,
+    verbose: Annotated[bool, _Flag] = False,
+) -> ExitCode:
+    """Serve your agents on a WebSocket port.
+
+    The first line on stdout is "listening on URL"; the log goes to stderr. SIGINT (control-C) and SIGTERM shut down
+    in phases: every running job ends with its terminal event before the connections are closed. The exit code is 0
+    then, and 70 where an agent refused to stop and had to be abandoned.
+
+    Args:
+        agents: An arcp_trio.Agents in a module that is installed or lies in the current directory, for example
+            myagents:agents.
+        host: The address to listen on.
+        port: The port; 0 picks a free one.
+        token: TOKEN=PRINCIPAL: who shows TOKEN is PRINCIPAL. May be given several times. Command lines show in
+            process lists: the environment variable ARCP_TOKENS takes the same, with commas between.
+        anonymous: Let everybody in, without tokens.
+        allow_plaintext: Serve other machines without encryption, for example behind a proxy that does TLS.
+        shutdown_seconds: How long a shutdown may take.
+        verbose: Log more.
+    """
+    log_to_stderr(logging.DEBUG if verbose else logging.INFO, server=True)
+    if not 0 <= port <= _LARGEST_PORT:
+        raise CommandError(f"--port: expected a number between 0 and {_LARGEST_PORT}, got {port}", ExitCode.USAGE)
+    if not 0 <= shutdown_seconds < math.inf:
+        raise CommandError(f"--shutdown-seconds: expected 0 or more, got {shutdown_seconds:g}", ExitCode.USAGE)
+    verifier = make_verifier(token, os.environ, anonymous=anonymous)
+    options = ServeOptions(host=host, port=port, allow_plaintext=allow_plaintext, shutdown_seconds=shutdown_seconds)
+    return trio.run(run_serve, load_agents(agents), verifier, options)
+
+
+@app.command(sort_key=3, usage="Usage: arcp-trio submit AGENT [INPUT] [OPTIONS]", help_epilogue="")
+def submit(
+    agent: str,
+    input: Annotated[str, Parameter(allow_leading_hyphen=True)] = "null",  # noqa: A002  # the protocol's name
+    /,
+    *,
+    url: _Url = _DEFAULT_URL,
+    token: _Token = None,
+    max_runtime_sec: float | None = None,
+    output: Path | None = None,
+    json: _AsJson = False,
+    allow_plaintext: Annotated[bool, _Flag] = False,
+) -> ExitCode:
+    """Submit a job, follow it live, and print its result.
+
+    The result goes to stdout, everything else to stderr. Control-C cancels the job and shows how it ended; a second
+    control-C leaves at once. The exit code is 0 where the job succeeded, 1 where it did not or was refused, 2 for a
+    wrong command line, 130 after control-C.
+
+    Args:
+        agent: The agent: NAME or NAME@VERSION.
+        input: The job's input, as JSON; "-" reads it from stdin.
+        url: Where the runtime is.
+        token: Your token. Command lines show in process lists: better set ARCP_TOKEN.
+        max_runtime_sec: End the job as timed out after so many seconds.
+        output: Write the result into this file.
+        json: Print a line of JSON for each event, and one for how the job ended, on stdout.
+        allow_plaintext: Send the token to another machine without encryption.
+    """
+    log_to_stderr(logging.WARNING)
+    options = SubmitOptions(
+        agent=agent,
+        input=read_input(input),
+        max_runtime_sec=max_runtime_sec,
+        output=output,
+        as_json=json,
+    )
+    if output is not None:
+        check_output(output)
+    return trio.run(run_submit, Target(url=url, token=token, allow_plaintext=allow_plaintext), options)
+
+
+@app.command(sort_key=4, usage="Usage: arcp-trio cancel JOB_ID [OPTIONS]", help_epilogue="")
+def cancel(
+    job_id: str,
+    /,
+    *,
+    url: _Url = _DEFAULT_URL,
+    token: _Token = None,
+    reason: str = "cancelled on the command line",
+    json: _AsJson = False,
+    allow_plaintext: Annotated[bool, _Flag] = False,
+) -> ExitCode:
+    """Ask for the end of a job, and say what became of that.
+
+    Most runtimes, ours among them, let only the session that submitted a job cancel it (ARCP v1.1, section 7.4):
+    press control-C in the "arcp-trio submit" that started it. The exit code is 0 where the job was cancelled.
+
+    Args:
+        job_id: The job's id.
+        url: Where the runtime is.
+        token: Your token. Command lines show in process lists: better set ARCP_TOKEN.
+        reason: Why; the runtime keeps it with the job.
+        json: Print one line of JSON on stdout.
+        allow_plaintext: Send the token to another machine without encryption.
+    """
+    log_to_stderr(logging.WARNING)
+    target = Target(url=url, token=token, allow_plaintext=allow_plaintext)
+    return trio.run(run_interruptible, partial(run_cancel, target, job_id, reason=reason, as_json=json))
+
+
+@app.command(sort_key=1, help_epilogue="")
+def demo(*, json: _AsJson = False) -> ExitCode:
+    """See it work: real jobs on real files, over a real WebSocket, in a few seconds.
+
+    Starts a gateway on a free port of this machine and, as its client, runs agents on the sources of Python's standard
+    library: they count, hash, search, stream megabytes, fail, time out and are cancelled. At the end each finished job
+    is cancelled again, many times at once: not one of these cancels may change anything. The exit code is 0 if every
+    job ended exactly once, and as it should.
+
+    Args:
+        json: Print the table as lines of JSON.
+    """
+    log_to_stderr(logging.CRITICAL)
+    return trio.run(partial(run_demo, as_json=json))
+
+
+def _usage_message(error: CycloptsError) -> str:
+    """Return what is wrong with the command line, in one line without the values of options: one may be a token."""
+    if isinstance(error, UnusedCliTokensError):
+        return "there are more arguments than this command takes"
+    text = " ".join(str(error).split())
+    if isinstance(error, UnknownOptionError):
+        text = _SECRET.sub(r"\1", text)
+    return clean(text.removesuffix("."))
+
+
+def _run_command(arguments: Sequence[str]) -> int:
+    try:
+        command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as exc:
+        chain = [name for name in exc.command_chain or () if name]
+        complain(f"{_usage_message(exc)} (see: {' '.join(['arcp-trio', *chain, '--help'])})")
+        return ExitCode.USAGE
+    try:
+        code = command(*bound.args, **bound.kwargs)
+    except CommandError as exc:
+        complain(exc.message)
+        return exc.exit_code
+    # The commands for help and version return nothing.
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return the process's exit code.
+
+    Args:
+        arguments: What stands behind ``arcp-trio``.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's encoding lacks is shown escaped, and never an error.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    code: int = ExitCode.FAILED
+    try:
+        code = _run_command(arguments)
+        sys.stdout.flush()
+    except* KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    except* BrokenPipeError:
+        # Whoever read our output has enough, like "head". The interpreter would complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code

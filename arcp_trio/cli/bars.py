@@ -1,0 +1,169 @@
+"""Live progress bars on a terminal: one for each job, its log lines above them."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.progress import TimeElapsedColumn as ElapsedColumn
+from rich.table import Column
+from rich.text import Text
+
+from ..client.job_handle import Event, Skipped
+from .terminal import symbol
+from .text import clean, describe_event, describe_progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["STATUS_STYLES", "JobBars", "styled_status"]
+
+STATUS_STYLES = {"success": "green", "error": "red", "cancelled": "yellow", "timed_out": "magenta"}
+"""How the four terminal states are coloured (P7.7)."""
+
+_SYMBOLS = {
+    "success": ("✓", "+"),
+    "error": ("✗", "x"),
+    "cancelled": ("■", "-"),
+    "timed_out": ("◷", "!"),
+}
+_LABEL_STYLES = {
+    "warn": "yellow",
+    "warning": "yellow",
+    "error": "red",
+    "critical": "bold red",
+    "fatal": "bold red",
+    "skipped": "yellow",
+    "thought": "italic magenta",
+    "status": "cyan",
+    "metric": "blue",
+}
+_LABEL_WIDTH = 11
+_NARROW = 60
+_VERY_NARROW = 40
+_BAR_WIDTH = 28
+
+
+def styled_status(console: Console, status: str) -> Text:
+    """Return a terminal state with its symbol, in its colour."""
+    wanted, plain = _SYMBOLS.get(status, ("?", "?"))
+    return Text(f"{symbol(console, wanted, plain)} {clean(status)}", style=STATUS_STYLES.get(status, ""))
+
+
+class _StateColumn(SpinnerColumn):
+    """A spinner while a job runs, then the symbol of how it ended."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(symbol(console, "dots", "line"), style="cyan")
+        self._console = console
+
+    def render(self, task: Task) -> Text:
+        """Render one job's state."""
+        status = task.fields["status"]
+        if status:
+            wanted, plain = _SYMBOLS.get(status, ("?", "?"))
+            return Text(symbol(self._console, wanted, plain), style=STATUS_STYLES.get(status, ""))
+        rendered = super().render(task)
+        return rendered if isinstance(rendered, Text) else Text(str(rendered))
+
+
+class _AmountColumn(ProgressColumn):
+    """How far a job is, in its own units, and what it says about it."""
+
+    def render(self, task: Task) -> Text:
+        """Render one job's amount."""
+        return Text(task.fields["amount"], style="dim")
+
+
+class JobBars:
+    """A live display; ``with JobBars(console) as bars``.
+
+    Args:
+        console: A terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns: list[ProgressColumn] = [
+            _StateColumn(console),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        ]
+        if console.width >= _VERY_NARROW:
+            width = _BAR_WIDTH if console.width >= _NARROW else _BAR_WIDTH // 3
+            columns.append(
+                BarColumn(bar_width=width, complete_style="cyan", finished_style="green", pulse_style="cyan")
+            )
+        columns.append(_AmountColumn(table_column=Column(no_wrap=True, overflow="ellipsis")))
+        if console.width >= _NARROW:
+            columns.append(ElapsedColumn(table_column=Column(no_wrap=True)))
+        self._progress = Progress(*columns, console=console)
+        self._last: list[Text] = []
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._progress.stop()
+        for text in self._last:
+            self._console.print(text, soft_wrap=True)
+
+    def add(self, name: str, *, total: float | None = None) -> TaskID:
+        """Add a bar and return it.
+
+        Args:
+            name: What stands before it.
+            total: How much there is; ``None`` as long as nobody knows.
+        """
+        return self._progress.add_task(clean(name), total=total, status="", amount="")
+
+    def print(self, label: str, line: str, *, name: str | None = None) -> None:
+        """Print a line above the bars.
+
+        Args:
+            label: What kind of line it is; decides its colour.
+            line: Safe to print.
+            name: Whose line it is, where there are several jobs.
+        """
+        text = Text(f"{name:<9}" if name is not None else "", style="dim", overflow="fold")
+        text.append(f"{label:<{_LABEL_WIDTH}} ", style=_LABEL_STYLES.get(label, "dim cyan"))
+        text.append(line, style="default not dim")
+        self._progress.console.print(text)
+
+    def print_last(self, text: Text) -> None:
+        """Print a line below the bars, once they stand still."""
+        self._last.append(text)
+
+    def show(self, bar: TaskID, event: Event | Skipped, *, name: str | None = None) -> None:
+        """Show an event: progress on its bar, everything else above the bars."""
+        if isinstance(event, Skipped) or event.kind != "progress":
+            self.print(*describe_event(event), name=name)
+            return
+        body = event.body
+        amount = describe_progress(body)
+        if body.get("message"):
+            amount = f"{amount}  {clean(str(body['message']))}"
+        current, total = body.get("current"), body.get("total")
+        self._progress.update(
+            bar,
+            completed=current if isinstance(current, (int, float)) else None,
+            total=total if isinstance(total, (int, float)) else None,
+            amount=amount,
+        )
+
+    def count(self, bar: TaskID, completed: int, total: int, noun: str) -> None:
+        """Show a number that the command counts itself."""
+        self._progress.update(bar, completed=completed, total=total, amount=f"{completed}/{total} {noun}")
+
+    def end(self, bar: TaskID, status: str) -> None:
+        """Show how a job ended: a full bar for a success, else what was reached."""
+        task = next(task for task in self._progress.tasks if task.id == bar)
+        if status == "success":
+            total = task.total or 1
+            self._progress.update(bar, total=total, completed=total, status=status)
+        else:
+            # A bar without a total would go on pulsing; it knows of no part that was done.
+            completed = 0 if task.total is None else task.completed
+            self._progress.update(bar, total=task.total or 1, completed=completed, status=status)
+        self._progress.stop_task(bar)

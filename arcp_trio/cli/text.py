@@ -1,0 +1,119 @@
+"""Text that is safe and short enough to print: what comes over the wire may hold anything."""
+
+from __future__ import annotations
+
+from ..client.job_handle import Event, Skipped
+from ..wire.jsontext import JSONValue, encode_json
+
+__all__ = ["clean", "count_of", "describe_event", "describe_progress", "short_id", "size_of"]
+
+_SHORT_ID = 8
+_BINARY_KIB = 1024
+MAX_LINE = 2_000
+"""Characters of one value that are shown; what is longer is cut, with an ellipsis."""
+
+
+def clean(text: str) -> str:
+    """Return ``text`` in one line, without anything that a terminal obeys.
+
+    Control characters, escapes and marks that reorder text are shown as Python would write them: a peer must
+    not be able to move the cursor or to forge a line of ours.
+    """
+    if len(text) > MAX_LINE:
+        text = text[: MAX_LINE - 1] + "…"
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def _compact(value: JSONValue) -> str:
+    if isinstance(value, str):
+        return clean(value)
+    try:
+        return clean(encode_json(value).decode())
+    except ValueError:
+        return clean(repr(value))
+
+
+def _number(value: JSONValue) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{int(value):,}" if value.is_integer() and abs(value) < 1e15 else f"{value:,.6g}"  # noqa: PLR2004
+    return _compact(value)
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return ``1 event``, ``1,024 events``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def size_of(size: int) -> str:
+    """Return a number of bytes for people: ``512 B``, ``9.8 MiB``."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if value < _BINARY_KIB:
+            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+        value /= _BINARY_KIB
+    return f"{value:,.1f} GiB"
+
+
+def short_id(job_id: str) -> str:
+    """Return the end of an id: ids of one moment differ only there."""
+    job_id = clean(job_id)
+    return job_id if len(job_id) <= _SHORT_ID else f"…{job_id[-_SHORT_ID:]}"
+
+
+def describe_progress(body: dict[str, JSONValue]) -> str:
+    """Return ``12/400 files`` for the body of a progress event; without a total ``12 files``."""
+    amount = _number(body.get("current", 0))
+    if body.get("total") is not None:
+        amount = f"{amount}/{_number(body['total'])}"
+    units = body.get("units")
+    return f"{amount} {_compact(units)}" if units else amount
+
+
+def describe_event(event: Event | Skipped) -> tuple[str, str]:
+    """Return an event for people: a label of a few characters, and a line.
+
+    Args:
+        event: As the client gave it; a body of another shape than its kind has is shown as it is.
+    """
+    if isinstance(event, Skipped):
+        return "skipped", f"{count_of(event.count, 'event')}: they came faster than they could be shown"
+    body = event.body
+    match event.kind:
+        case "log":
+            line = _compact(body.get("message", ""))
+            fields = body.get("fields")
+            return _compact(body.get("level", "log")), f"{line} {_compact(fields)}" if fields else line
+        case "thought":
+            return "thought", _compact(body.get("text", ""))
+        case "status":
+            message = body.get("message")
+            phase = _compact(body.get("phase", ""))
+            return "status", f"{phase}: {_compact(message)}" if message else phase
+        case "metric":
+            unit = body.get("unit")
+            amount = _number(body.get("value"))
+            return (
+                "metric",
+                f"{_compact(body.get('name', ''))} = {amount}{f' {_compact(unit)}' if unit else ''}",
+            )
+        case "progress":
+            message = body.get("message")
+            amount = describe_progress(body)
+            return "progress", f"{amount}: {_compact(message)}" if message else amount
+        case "tool_call":
+            return "tool call", f"{_compact(body.get('tool', ''))} {_compact(body.get('args'))}"
+        case "tool_result":
+            error = body.get("error")
+            return "tool result", f"failed: {_compact(error)}" if error else _compact(body.get("result"))
+        case "artifact_ref":
+            details = [_compact(body.get("content_type", ""))]
+            if isinstance(body.get("byte_size"), int):
+                details.append(size_of(body["byte_size"]))
+            return "artifact", f"{_compact(body.get('uri', ''))} ({', '.join(details)})"
+    return clean(event.kind)[:24], _compact(body)

@@ -1,0 +1,211 @@
+"""How ``arcp-trio submit`` shows a job while it runs: as JSON, as plain lines, or live on a terminal."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from ..client.job_handle import Event, JobHandle, Skipped
+from ..wire.errors import ARCPError
+from ..wire.jsontext import encode_json
+from .bars import STATUS_STYLES, JobBars, styled_status
+from .errors import describe_error
+from .terminal import LineWriter, Output, make_console
+from .text import clean, describe_event
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+__all__ = ["JSONView", "JobView", "LiveView", "PlainView", "Throttle", "make_view"]
+
+_PROGRESS_SECONDS = 1.0
+_LABEL_WIDTH = 11
+
+
+class JobView(Protocol):
+    """Shows one job. Showing may wait for a slow reader of the output, and is cancellable."""
+
+    def open(self) -> AbstractContextManager[object]:
+        """Return what the view is on within."""
+
+    async def accepted(self, job: JobHandle) -> None:
+        """Show that the job was accepted."""
+
+    async def event(self, event: Event | Skipped) -> None:
+        """Show an event."""
+
+    async def note(self, line: str) -> None:
+        """Show what the command itself has to say."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write what is shown, in the background, until cancelled."""
+
+    async def flush(self) -> None:
+        """Wait until all that was shown is written."""
+
+    async def ended(self, job: JobHandle, seconds: float, failure: ARCPError | None) -> None:
+        """Show how the job ended, but not its result."""
+
+
+class Throttle:
+    """Lets one line a second through: a terminal's bars can show each progress event, a log file must not."""
+
+    def __init__(self) -> None:
+        self._next = -float("inf")
+
+    def is_due(self) -> bool:
+        """Say whether a line may be shown now; if so, the next one in a second."""
+        now = trio.current_time()
+        if now < self._next:
+            return False
+        self._next = now + _PROGRESS_SECONDS
+        return True
+
+
+class JSONView:
+    """One line of JSON for each event, on stdout; the last line, with the result, is the command's."""
+
+    def __init__(self) -> None:
+        self._output = LineWriter(1)
+
+    def open(self) -> AbstractContextManager[object]:
+        """Do nothing: lines need no beginning."""
+        return nullcontext()
+
+    async def accepted(self, job: JobHandle) -> None:
+        """Show nothing: each line names the job."""
+
+    async def event(self, event: Event | Skipped) -> None:
+        """Print an event."""
+        line: dict[str, Any]
+        if isinstance(event, Skipped):
+            line = {"type": "skipped", "count": event.count}
+        else:
+            line = {"type": "event", "job_id": event.job_id, "kind": event.kind}
+            line |= {"event_seq": event.event_seq, "ts": event.ts, "body": event.body}
+        await self._output.print(encode_json(line).decode())
+
+    async def note(self, line: str) -> None:
+        """Print on stderr what is no JSON."""
+        await Output(2).print(line)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write the lines."""
+        await self._output.run(task_status=task_status)
+
+    async def flush(self) -> None:
+        """Wait until the lines are written."""
+        await self._output.flush()
+
+    async def ended(self, job: JobHandle, seconds: float, failure: ARCPError | None) -> None:
+        """Show nothing: the line of the terminal event says it."""
+
+
+class PlainView:
+    """Plain lines on stderr, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._output = LineWriter(2)
+        self._throttle = Throttle()
+
+    def open(self) -> AbstractContextManager[object]:
+        """Do nothing: lines need no beginning."""
+        return nullcontext()
+
+    async def _print(self, label: str, line: str) -> None:
+        await self._output.print(f"{label:<{_LABEL_WIDTH}} {line}".rstrip())
+
+    async def accepted(self, job: JobHandle) -> None:
+        """Print the job's id."""
+        await self._print("accepted", f"{clean(job.agent)} as {clean(job.job_id)}")
+
+    async def event(self, event: Event | Skipped) -> None:
+        """Print an event; of progress one line a second."""
+        if isinstance(event, Event) and event.kind == "progress" and not self._throttle.is_due():
+            return
+        await self._print(*describe_event(event))
+
+    async def note(self, line: str) -> None:
+        """Print what the command has to say."""
+        await self._print("-", line)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write the lines."""
+        await self._output.run(task_status=task_status)
+
+    async def flush(self) -> None:
+        """Wait until the lines are written."""
+        await self._output.flush()
+
+    async def ended(self, job: JobHandle, seconds: float, failure: ARCPError | None) -> None:
+        """Print how the job ended."""
+        reason = "" if failure is None else f": {describe_error(failure)}"
+        await self._print("ended", f"{clean(job.status)} after {seconds:.1f} s{reason}")
+
+
+class LiveView:
+    """A live progress bar on a terminal, log lines above it.
+
+    Args:
+        console: On stderr.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = JobBars(console)
+        self._bar: TaskID | None = None
+
+    def open(self) -> AbstractContextManager[object]:
+        """Return the live display."""
+        return self._bars
+
+    async def accepted(self, job: JobHandle) -> None:
+        """Print the job's id and draw its bar."""
+        await trio.lowlevel.checkpoint()
+        self._bars.print("accepted", f"{clean(job.agent)} as {clean(job.job_id)}")
+        self._bar = self._bars.add(job.agent.partition("@")[0])
+
+    async def event(self, event: Event | Skipped) -> None:
+        """Show an event."""
+        # Ready events come without a turn of the loop; drawing them must leave one to the connection.
+        await trio.lowlevel.checkpoint()
+        if self._bar is not None:
+            self._bars.show(self._bar, event)
+
+    async def note(self, line: str) -> None:
+        """Print what the command has to say."""
+        await trio.lowlevel.checkpoint()
+        self._bars.print("-", line)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Do nothing: the display has a thread of its own."""
+        task_status.started()
+        await trio.lowlevel.checkpoint()
+
+    async def flush(self) -> None:
+        """Do nothing: what is shown is drawn."""
+        await trio.lowlevel.checkpoint()
+
+    async def ended(self, job: JobHandle, seconds: float, failure: ARCPError | None) -> None:
+        """Fill the bar, and say below it how the job ended."""
+        await trio.lowlevel.checkpoint()
+        if self._bar is not None:
+            self._bars.end(self._bar, job.status)
+        text = styled_status(self._console, job.status)
+        text.append(f" after {seconds:.1f} s", style="default dim")
+        if failure is not None:
+            text.append(f"  {describe_error(failure)}", style=STATUS_STYLES.get(job.status, "red"))
+        self._bars.print_last(text)
+
+
+def make_view(*, as_json: bool) -> JobView:
+    """Return the view that fits: JSON if it was asked for, live on a terminal, else plain lines."""
+    if as_json:
+        return JSONView()
+    console = make_console(stderr=True)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveView(console)
+    return PlainView()
