@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from arcp_trio.jobs.lifecycle import render_table
 from helpers import Script
 from requirements import REQUIREMENTS
+
+from arcp_trio.jobs.lifecycle import render_table
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -41,7 +42,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     for mark in item.iter_markers("requirement"):
         for number in mark.args:
@@ -98,7 +101,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         if write:
             README.write_text(wanted)
         else:
-            reporter.write_line(
-                "README.md does not say what the tests have shown: run pytest --write-readme", red=True
-            )
+            reporter.write_line("README.md does not say what the tests have shown: run pytest --write-readme", red=True)
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

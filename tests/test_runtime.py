@@ -10,12 +10,13 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-import arcp_trio
 import pytest
 import trio
 import trio.testing
-from arcp_trio.transports.base import TransportClosedError
 from helpers import Script, connect_raw, open_raw, terminals
+
+import arcp_trio
+from arcp_trio.transports.base import TransportClosedError
 
 
 @pytest.mark.requirement("L22", "Z07", "Z12")
@@ -95,9 +96,7 @@ async def test_two_closes_at_once(script: Script, autojump_clock: trio.testing.M
         assert runtime.statistics().terminals_published == 1
 
 
-async def test_the_drain_lets_jobs_end_by_themselves(
-    script: Script, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_the_drain_lets_jobs_end_by_themselves(script: Script, autojump_clock: trio.testing.MockClock) -> None:
     limits = arcp_trio.Limits(drain_seconds=5, shutdown_seconds=10)
     async with arcp_trio.open_runtime(script.agents, limits=limits) as runtime:
         async with trio.open_nursery() as nursery, runtime.open_session(principal="me") as client:
@@ -175,7 +174,16 @@ async def test_ten_thousand_jobs_leave_nothing_behind(autojump_clock: trio.testi
             counted: dict[str, int] = {}
             for item in gc.get_objects():
                 name = type(item).__name__
-                if name in ("JobActor", "JobContext", "JobFeed", "JobHandle", "CancelScope", "Task", "Timer", "Mailbox"):
+                if name in (
+                    "JobActor",
+                    "JobContext",
+                    "JobFeed",
+                    "JobHandle",
+                    "CancelScope",
+                    "Task",
+                    "Timer",
+                    "Mailbox",
+                ):
                     counted[name] = counted.get(name, 0) + 1
             return counted
 
@@ -193,6 +201,7 @@ async def test_ten_thousand_jobs_leave_nothing_behind(autojump_clock: trio.testi
         assert {name: after[name] - before.get(name, 0) for name in after if after[name] > before.get(name, 0)} == {}
         await trio.sleep(limits.retention_seconds + 1)
         assert (runtime.statistics().jobs_retained, runtime.statistics().timers) == (0, 0)
+        assert not runtime._directory._running
 
 
 async def test_one_event_is_encoded_once_however_many_follow(script: Script) -> None:
@@ -234,21 +243,32 @@ async def test_two_hundred_flooding_agents_beside_a_quiet_one() -> None:
     """A quiet agent's event leaves after a bounded number of the others', and not after all of them."""
     agents = arcp_trio.Agents()
     emitted = 0
+    mark = 0
     stop = False
+    gate = trio.Event()
+    # In a turn each flood emits at least once, and all together one slice: 250. A submit, its acceptance, its start,
+    # its event and its result take about ten turns of the loop.
+    bound = 30 * 250
 
     @agents.register("flood")
     async def flood(job: arcp_trio.JobContext, value: Any) -> None:
-        nonlocal emitted
+        nonlocal emitted, stop
+        await gate.wait()
         while not stop:
             await job.log("info", "flood")
             emitted += 1
+            # Looked at here: floods that never yield would never let the test look.
+            stop = stop or emitted - mark > bound
 
     @agents.register("quiet")
-    async def quiet(job: arcp_trio.JobContext, value: Any) -> int:
+    async def quiet(job: arcp_trio.JobContext, value: Any) -> None:
         await job.log("info", "quiet")
-        return emitted
 
-    limits = arcp_trio.Limits(jobs_per_principal=300)
+    # Nothing but the pacer holds the floods back.
+    huge = 10**9
+    limits = arcp_trio.Limits(
+        jobs_per_principal=300, throttle_events=huge, throttle_bytes=huge, unsent_events=huge, unsent_bytes=huge
+    )
     async with arcp_trio.open_runtime(agents, limits=limits) as runtime:
         # A clock that moves by the work done: 20 us for each look, so a slice is 50 emissions.
         ticks = iter(range(10**9))
@@ -259,13 +279,11 @@ async def test_two_hundred_flooding_agents_beside_a_quiet_one() -> None:
         ):
             for _ in range(200):
                 await noise.submit("flood")
+            gate.set()
             for _ in range(20):
-                before = emitted
-                job = await listener.submit("quiet")
-                assert isinstance(await job.result(), int)
-                # In a turn each flood emits at least once, and all together one slice: 250. A submit, its
-                # acceptance, its start, its event and its result take about ten turns of the loop.
-                assert emitted - before < 30 * 250
+                mark = emitted
+                await (await listener.submit("quiet")).result()
+                assert not stop, "the floods held the loop"
             stop = True
     assert emitted > 1000
 
@@ -286,8 +304,18 @@ def interrupt_at(wanted: int, files: tuple[str, ...]) -> tuple[Callable[..., Any
     return trace, count
 
 
-FILES = ("jobs/actor.py", "jobs/mailbox.py", "jobs/feed.py", "jobs/directory.py", "jobs/agent_task.py",
-         "jobs/context.py", "jobs/pacer.py", "sessions/session.py", "sessions/stream.py", "sessions/requests.py")
+FILES = (
+    "jobs/actor.py",
+    "jobs/mailbox.py",
+    "jobs/feed.py",
+    "jobs/directory.py",
+    "jobs/agent_task.py",
+    "jobs/context.py",
+    "jobs/pacer.py",
+    "sessions/session.py",
+    "sessions/stream.py",
+    "sessions/requests.py",
+)
 
 
 async def interrupted_program(seen: list[arcp_trio.Runtime]) -> None:
@@ -308,10 +336,14 @@ async def interrupted_program(seen: list[arcp_trio.Runtime]) -> None:
 @pytest.mark.requirement("E05", "Z07")
 @pytest.mark.parametrize(
     ("files", "runs"),
-    [(FILES, 120), (("jobs/feed.py", "sessions/stream.py"), 10_000), (("jobs/mailbox.py", "jobs/directory.py"), 10_000)],
+    [
+        (FILES, 120),
+        (("jobs/feed.py", "sessions/stream.py"), 10_000),
+        (("jobs/mailbox.py", "jobs/directory.py"), 10_000),
+    ],
 )
 def test_control_c_at_any_line_of_the_actor(files: tuple[str, ...], runs: int) -> None:
-    """Wherever it comes, every job that was accepted has one terminal event and one tear-down, and no bug is counted."""
+    """Wherever it comes, every job that was accepted has one terminal event and one tear-down."""
 
     def run(wanted: int) -> tuple[bool, int, arcp_trio.RuntimeStatistics | None]:
         seen: list[arcp_trio.Runtime] = []
@@ -336,8 +368,9 @@ def test_control_c_at_any_line_of_the_actor(files: tuple[str, ...], runs: int) -
     assert statistics is not None
     assert statistics.terminals_published == 3
     for wanted in range(1, lines, max(1, lines // runs)):
-        interrupted, _, statistics = run(wanted)
-        assert interrupted, wanted
+        interrupted, ran, statistics = run(wanted)
+        # Tasks run in random order, so one run may end a few lines earlier than another.
+        assert interrupted or ran < wanted, wanted
         if statistics is None:
             # So early that the runtime was not open yet.
             continue

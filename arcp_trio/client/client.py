@@ -14,6 +14,7 @@ import ssl
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -114,7 +115,8 @@ class _Slot(Generic[T]):
     async def wait(self) -> T:
         await self._event.wait()
         if self._error is not None:
-            raise self._error
+            # One error may fail many calls: raised twice, an exception grows a traceback of both.
+            raise copy(self._error)
         assert self._value is not None
         return self._value
 
@@ -305,7 +307,7 @@ class Client:
 
     def _send(self, frame: bytes) -> None:
         if self._lost is not None:
-            raise self._lost
+            raise copy(self._lost)
         self._outbox.append(frame)
         self._writer.wake()
 
@@ -330,6 +332,10 @@ class Client:
                 frames = await self._transport.receive()
         except TransportClosedError as exc:
             self._lose(self._connection_error or ConnectionLostError(f"the connection has ended: {exc}"))
+        except Exception as exc:
+            # A bug in here ends the session and says so; it does not leave as a group from the user's block.
+            logger.exception("a bug in the reader of %r", self)
+            self._lose(ConnectionLostError(f"the client failed: {type(exc).__name__}"))
         finally:
             self._lose(ConnectionLostError("the client was closed"))
 

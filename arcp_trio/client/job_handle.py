@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -166,11 +167,13 @@ class JobHandle:
 
         Raises:
             ConnectionLostError: The connection ended before the job did.
+
+        Cancellation: a checkpoint; the job goes on.
         """
         await self._ended.wait()
         if self._terminal is None:
             assert self._lost is not None
-            raise self._lost
+            raise copy(self._lost)
 
     async def result(self) -> JSONValue | bytes | ResultFile:
         """Wait for the job's end and return its result.
@@ -189,8 +192,7 @@ class JobHandle:
         await self.wait_ended()
         if self._failure is not None:
             # A new exception for each caller: one that is raised twice grows a traceback of both.
-            failure = self._failure
-            raise error_from_wire(failure.code, failure.message, retryable=failure.retryable, details=failure.details)
+            raise copy(self._failure)
         return self._result
 
     async def cancel(self, reason: str = "cancelled by the client") -> CancelOutcome:
@@ -314,7 +316,7 @@ class JobHandle:
             if self._terminal is not None:
                 return None
             if self._lost is not None:
-                raise self._lost
+                raise copy(self._lost)
             if self._reader is not None:
                 raise trio.BusyResourceError("another task reads this job's events")
             self._reader = trio.lowlevel.current_task()

@@ -37,7 +37,11 @@ class ResultFile:
         return f"<ResultFile {self.size} bytes at {self.path}>"
 
     def save(self, target: str | os.PathLike[str]) -> Path:
-        """Move the file to ``target`` and return where it is now. Blocks while the disk works."""
+        """Move the file and return where it is now. Blocks while the disk works.
+
+        Args:
+            target: Where to: a path, or a directory that is there.
+        """
         self.path = Path(shutil.move(self.path, target))
         return self.path
 

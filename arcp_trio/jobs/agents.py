@@ -41,9 +41,7 @@ class Agent:
 
 def _version_order(version: str) -> tuple[tuple[int, int, str], ...]:
     """Order versions so that numbers compare as numbers (10 > 9), and 1.0-rc1 < 1.0 < 1.0.1."""
-    parts = [
-        (1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.findall(r"\d+|[a-zA-Z]+", version)
-    ]
+    parts = [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.findall(r"\d+|[a-zA-Z]+", version)]
     # The end stands above a word and below a number.
     return (*parts, (1, -1, ""))
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["JobContext"]
 
 _FRAME_OVERHEAD = 1024
+# Up to here a float of a whole number is that number.
+_EXACT = 2**53
 
 
 def _text(value: object, name: str) -> str:
@@ -32,6 +34,11 @@ def _object(value: Mapping[str, JSONValue] | None, name: str) -> dict[str, JSONV
     if value is not None and not isinstance(value, Mapping):
         raise InvalidRequestError(f"$.body.{name}: expected a mapping, got {type(value).__name__}")
     return dict(value) if value else None
+
+
+def _whole(number: float) -> float:
+    """Write 2.0 as 2: one peer decodes progress into unsigned integers (interop.md, section 3.12)."""
+    return int(number) if abs(number) <= _EXACT and number == int(number) else number
 
 
 class JobContext:
@@ -104,11 +111,20 @@ class JobContext:
         await self._emit("log", body)
 
     async def thought(self, text: str) -> None:
-        """Emit what the agent thinks."""
+        """Emit what the agent thinks.
+
+        Args:
+            text: The thought, for people.
+        """
         await self._emit("thought", {"text": _text(text, "text")})
 
     async def status(self, phase: str, message: str | None = None) -> None:
-        """Emit that the agent has entered a phase; the runtime's own phases are refused (P8.6)."""
+        """Emit that the agent has entered a phase.
+
+        Args:
+            phase: Its name; the runtime's own are refused (P8.6).
+            message: A line about it.
+        """
         events.check_phase(_text(phase, "phase"))
         body: dict[str, JSONValue] = {"phase": phase}
         if message is not None:
@@ -155,9 +171,9 @@ class JobContext:
             message: A line about it.
         """
         events.check_progress(current, total)
-        body: dict[str, JSONValue] = {"current": current}
+        body: dict[str, JSONValue] = {"current": _whole(current)}
         if total is not None:
-            body["total"] = total
+            body["total"] = _whole(total)
         if units is not None:
             body["units"] = _text(units, "units")
         if message is not None:
@@ -165,7 +181,13 @@ class JobContext:
         await self._emit("progress", body, feature="progress")
 
     async def tool_call(self, tool: str, args: JSONValue = None, *, call_id: str | None = None) -> str:
-        """Emit that a tool is about to be called; return the call's id, minted if none was given."""
+        """Emit that a tool is about to be called; return the call's id.
+
+        Args:
+            tool: The tool's name.
+            args: What it is called with; ``None`` goes out as an empty object.
+            call_id: The call's id; ``None`` mints one.
+        """
         call_id = self._actor.services.ids.call() if call_id is None else _text(call_id, "call_id")
         body = {"tool": _text(tool, "tool"), "args": {} if args is None else args, "call_id": call_id}
         await self._emit("tool_call", body)
@@ -174,7 +196,13 @@ class JobContext:
     async def tool_result(
         self, call_id: str, result: JSONValue = None, *, error: Mapping[str, JSONValue] | None = None
     ) -> None:
-        """Emit what a call returned: its ``result``, or an ``error`` with code, message and retryable."""
+        """Emit what a call returned.
+
+        Args:
+            call_id: As :meth:`tool_call` returned it.
+            result: The value, where the call succeeded.
+            error: Where it did not: code, message and retryable.
+        """
         body: dict[str, JSONValue] = {"call_id": _text(call_id, "call_id")}
         if error is None:
             body["result"] = result
@@ -191,7 +219,14 @@ class JobContext:
     async def artifact_ref(
         self, uri: str, content_type: str, *, byte_size: int | None = None, sha256: str | None = None
     ) -> None:
-        """Emit where something that the agent made can be found."""
+        """Emit where something that the agent made can be found.
+
+        Args:
+            uri: Where it is.
+            content_type: What it is.
+            byte_size: How large it is, not negative.
+            sha256: The digest of its bytes, in hex.
+        """
         body: dict[str, JSONValue] = {
             "uri": _text(uri, "uri"),
             "content_type": _text(content_type, "content_type"),
@@ -205,7 +240,12 @@ class JobContext:
         await self._emit("artifact_ref", body)
 
     async def emit(self, kind: str, body: Mapping[str, JSONValue]) -> None:
-        """Emit an event of the agent's own kind, ``x-…`` (P8.1)."""
+        """Emit an event of the agent's own kind (P8.1).
+
+        Args:
+            kind: Begins with ``x-``; at most 256 characters.
+            body: A JSON object.
+        """
         events.check_vendor_kind(_text(kind, "kind"))
         if len(kind) > MAX_ID_LENGTH:
             raise InvalidRequestError(f"$.kind: expected at most {MAX_ID_LENGTH} characters")

@@ -15,7 +15,7 @@ import attrs
 from ..wire.codec import encode_payload
 from ..wire.dialects import Dialect
 from ..wire.envelope import encode_tail
-from ..wire.errors import CORE_CODES, JobEndedError, sendable_retryable
+from ..wire.errors import CORE_CODES, sendable_retryable
 from ..wire.job_messages import JobError
 from .lifecycle import FinalStatus, Outcome
 
@@ -241,13 +241,8 @@ class JobFeed:
         return any(not follower.shape.takes_chunks for follower in self._followers)
 
     def append_event(self, payload: bytes, *, timestamp: str, feature: str | None) -> None:
-        """Append a job.event to every follower.
-
-        Raises:
-            JobEndedError: The terminal event was published.
-        """
-        if self.closed:
-            raise JobEndedError("the job has ended: nothing can be emitted any more")
+        """Append a job.event to every follower. The actor has checked that the agent may still speak."""
+        assert not self.closed, "an event after the terminal event"
         self.job_seq += 1
         tail = encode_tail(
             "job.event",
@@ -258,7 +253,8 @@ class JobFeed:
             job_seq=self.job_seq,
         )
         entry = EventEntry(tail, feature)
-        for follower in self._followers:
+        # A copy: a follower that this makes too slow leaves at once.
+        for follower in list(self._followers):
             follower.append(entry)
 
     def publish_terminal(self, outcome: Outcome, *, timestamp: str) -> TerminalEntry:

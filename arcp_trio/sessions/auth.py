@@ -31,6 +31,9 @@ class Verifier(Protocol):
     async def verify(self, token: str) -> Principal | None:
         """Return the token's principal, or ``None`` for one that stands for nobody.
 
+        Args:
+            token: As the client showed it; never empty.
+
         May be slow: the hello deadline bounds it. An exception that it raises is logged and answered with
         INTERNAL_ERROR, retryable.
         """

@@ -110,7 +110,7 @@ class Session:
 
     def append(self, entry: Entry) -> None:
         """Number an entry, unless it needs a feature that was not negotiated (P6.4)."""
-        if entry.feature is None or entry.feature in self.shape.features:
+        if self._open and (entry.feature is None or entry.feature in self.shape.features):
             self.stream.append(entry.tail_for(self.shape))
             self._appended()
 

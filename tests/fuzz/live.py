@@ -6,9 +6,10 @@ import json
 from itertools import count
 from typing import Any
 
-import arcp_trio
-from helpers import Frame, RawClient
+from helpers import Frame, RawClient  # noqa: TC002  # read in one place, not in two
 from wire.schema_check import problems_of_runtime_frame
+
+import arcp_trio
 
 _numbers = count(1)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import arcp_trio
 import pytest
 import trio
-from arcp_trio.limits import Limits
 from fuzz.live import assert_alive, assert_nothing_left, error_of, ping
 from helpers import ALL_FEATURES, RawClient, Script, make_hello, open_raw
+
+import arcp_trio
+from arcp_trio.limits import Limits
 
 
 def submit(**payload: Any) -> str:
@@ -365,7 +366,11 @@ async def test_events_of_a_feature_that_was_not_negotiated_take_no_number(script
 
 @pytest.mark.requirement("P5.1")
 async def test_the_session_of_another_is_refused_and_none_is_ours(script: Script) -> None:
-    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client, open_raw(runtime) as other:
+    async with (
+        arcp_trio.open_runtime(script.agents) as runtime,
+        open_raw(runtime) as client,
+        open_raw(runtime) as other,
+    ):
         await client.request("session.ping", {"nonce": "own"}, session_id=client.session_id)
         await client.request("session.ping", {"nonce": "null"}, session_id=None)
         without = client.make("session.ping", {"nonce": "none"})

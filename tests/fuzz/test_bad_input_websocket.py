@@ -7,13 +7,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import arcp_trio
 import pytest
 import trio
 import trio_websocket
-from arcp_trio.limits import Limits
 from fuzz.live import assert_nothing_left, error_of, ping
 from helpers import Frame, Script, exchanged, make_hello
+
+import arcp_trio
+from arcp_trio.limits import Limits
 
 TOKENS = arcp_trio.StaticTokens({"token": "me"})
 
@@ -43,12 +44,11 @@ class Peer:
         assert (await self.receive())["payload"]["ping_nonce"] == name
 
     async def close_code(self) -> int:
-        try:
+        with pytest.raises(trio_websocket.ConnectionClosed) as caught:
             while True:
                 await self.receive()
-        except trio_websocket.ConnectionClosed as exc:
-            assert exc.reason is not None
-            return int(exc.reason.code)
+        assert caught.value.reason is not None
+        return int(caught.value.reason.code)
 
 
 Connect = Callable[[], Awaitable[Peer]]
@@ -160,7 +160,7 @@ async def test_binary_frames_are_closed_with_1003(script: Script, first: str) ->
 
 @pytest.mark.requirement("P4.4", "P4.5")
 @pytest.mark.parametrize("shaken", [True, False])
-async def test_a_frame_over_the_limit_is_closed_with_1009(script: Script, shaken: bool) -> None:  # noqa: FBT001
+async def test_a_frame_over_the_limit_is_closed_with_1009(script: Script, shaken: bool) -> None:
     async with open_gateway(script, receive_bytes=4096) as (_, connect):
         peer = await connect()
         if shaken:

@@ -1,14 +1,15 @@
 """Who may cancel, and what a cancel that may not is told (P7.12)."""
-# ruff: noqa: FBT001  # what a parametrised test is given has names where it is given
+# what a parametrised test is given has names where it is given
 
 from __future__ import annotations
 
 from typing import Any
 
-import arcp_trio
 import pytest
 from fuzz.live import assert_alive, error_of
 from helpers import Frame, RawClient, Script, open_raw
+
+import arcp_trio
 
 pytestmark = pytest.mark.requirement("P7.12")
 

@@ -7,14 +7,15 @@ import re
 from functools import partial
 from typing import Any
 
-import arcp_trio
 import pytest
 import trio
+from fuzz.live import assert_alive, assert_nothing_left, assert_valid, error_of, ping
+from helpers import Frame, RawClient, Script, make_hello, open_raw
+
+import arcp_trio
 from arcp_trio.limits import Limits
 from arcp_trio.sessions.auth import Principal
 from arcp_trio.transports.memory import open_memory_pair
-from fuzz.live import assert_alive, assert_nothing_left, assert_valid, error_of, ping
-from helpers import Frame, RawClient, Script, make_hello, open_raw
 
 TOKENS = arcp_trio.StaticTokens({"token": "me", "other": "you", "tökén": "umlaut"})
 
@@ -340,7 +341,14 @@ async def test_tokens_are_compared_in_constant_time_with_every_token(monkeypatch
         return compare(one, other)
 
     monkeypatch.setattr(hmac, "compare_digest", spy)
-    for token, name in (("token", "me"), ("tökén", "umlaut"), ("tok", None), ("", None), ("é" * 99, None), ("\ud800", None)):
+    for token, name in (
+        ("token", "me"),
+        ("tökén", "umlaut"),
+        ("tok", None),
+        ("", None),
+        ("é" * 99, None),
+        ("\ud800", None),
+    ):
         compared.clear()
         found = await TOKENS.verify(token)
         assert (found.name if found else None) == name

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import arcp_trio
 import pytest
 import trio.testing
-from arcp_trio.limits import Limits
 from fuzz.live import assert_alive, error_of, ping
 from helpers import Script, open_raw
+
+import arcp_trio
+from arcp_trio.limits import Limits
 
 pytestmark = pytest.mark.requirement("P5.7")
 
@@ -67,8 +68,12 @@ async def test_a_refusal_is_said_again(script: Script) -> None:
         await client.send_text(submit("a", "nobody"))
         (refused,) = await client.settle()
         assert error_of(refused) == ("AGENT_NOT_AVAILABLE", "a")
+
         # Also after the agent has come: it is still the same message.
-        script.agents.register("nobody")(lambda job, value: trio.lowlevel.checkpoint())
+        @script.agents.register("nobody")
+        async def nobody(job: arcp_trio.JobContext, value: Any) -> None:
+            await trio.lowlevel.checkpoint()
+
         await client.send_text(submit("a", "nobody"))
         assert await client.settle() == [refused]
         await client.send_text(submit("b", "nobody"))

@@ -8,14 +8,15 @@ import logging
 import threading
 from typing import Any
 
-import arcp_trio
 import pytest
 import trio
 import trio.testing
+from helpers import Frame, RawClient, Script, open_raw, terminals
+
+import arcp_trio
 from arcp_trio.wire.errors import BudgetExhaustedError, LeaseExpiredError
 from arcp_trio.wire.ids import IdFactory
 from arcp_trio.wire.timestamps import WallClock
-from helpers import Frame, RawClient, Script, open_raw, terminals
 
 
 async def last_of(client: RawClient, job_id: str) -> Frame:
@@ -103,8 +104,12 @@ class Custom(arcp_trio.ARCPError):
         (arcp_trio.JobCancelledError("no"), "CANCELLED", False, None),
         (arcp_trio.JobTimeoutError("no"), "TIMEOUT", True, None),
         (arcp_trio.ARCPError("no", code="X_MINE", retryable=True), "X_MINE", True, None),
-        (ExceptionGroup("two", [arcp_trio.DuplicateKeyError("no"), arcp_trio.DuplicateKeyError("b")]),
-         "DUPLICATE_KEY", False, None),
+        (
+            ExceptionGroup("two", [arcp_trio.DuplicateKeyError("no"), arcp_trio.DuplicateKeyError("b")]),
+            "DUPLICATE_KEY",
+            False,
+            None,
+        ),
         (arcp_trio.InvalidRequestError("no", details={"x": {1, 2}}), "INVALID_REQUEST", False, None),
     ],
 )
@@ -267,9 +272,7 @@ async def test_a_job_cancelled_while_pending_never_enters_its_agent(script: Scri
 
         object.__setattr__(runtime._session_services, "start_job", start_and_cancel)
         agents_started: list[str] = []
-        object.__setattr__(
-            runtime._job_services, "spawn_agent", lambda function, name: agents_started.append(name)
-        )
+        object.__setattr__(runtime._job_services, "spawn_agent", lambda function, name: agents_started.append(name))
         async with open_raw(runtime) as client:
             job_id = await client.submit("sleep")
             assert (await last_of(client, job_id))["payload"]["code"] == "CANCELLED"
@@ -536,9 +539,7 @@ async def test_refused_cancels_of_a_stopping_job_are_answered_behind_its_termina
 
 
 @pytest.mark.requirement("P7.14", "M02")
-async def test_after_the_retention_the_job_is_unknown(
-    script: Script, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_after_the_retention_the_job_is_unknown(script: Script, autojump_clock: trio.testing.MockClock) -> None:
     limits = arcp_trio.Limits(retention_seconds=100)
     async with arcp_trio.open_runtime(script.agents, limits=limits) as runtime, open_raw(runtime) as client:
         job_id = await client.submit("echo", 1)
@@ -628,6 +629,9 @@ async def test_a_job_goes_on_when_its_connection_ends(
                     assert client.received[-1]["type"] == "session.closed"
         await trio.testing.wait_all_tasks_blocked()
         assert (runtime.statistics().sessions, runtime.statistics().jobs_running) == (0, 1)
+        (actor,) = runtime._directory.actors()
+        assert actor.feed.followers == 0
+        assert actor.throttle is None
         script.gate.set()
         await trio.testing.wait_all_tasks_blocked()
         assert (runtime.statistics().jobs_running, runtime.statistics().jobs_retained) == (0, 1)

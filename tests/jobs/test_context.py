@@ -6,13 +6,14 @@ from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import arcp_trio
 import pytest
 import trio
 import trio.testing
+from helpers import Frame, make_hello, open_raw
+
+import arcp_trio
 from arcp_trio.wire.codec import structure_body
 from arcp_trio.wire.events import EVENT_BODIES
-from helpers import Frame, make_hello, open_raw
 
 Body = Callable[[arcp_trio.JobContext], Awaitable[Any]]
 
@@ -178,9 +179,7 @@ async def test_what_a_context_tells_of_its_job() -> None:
 
 
 def chunks_of(frames: list[Frame]) -> list[dict[str, Any]]:
-    return [
-        frame["payload"]["body"] for frame in frames if frame.get("payload", {}).get("kind") == "result_chunk"
-    ]
+    return [frame["payload"]["body"] for frame in frames if frame.get("payload", {}).get("kind") == "result_chunk"]
 
 
 def assemble(chunks: list[dict[str, Any]]) -> bytes:
@@ -384,7 +383,11 @@ async def test_many_tasks_may_emit(autojump_clock: trio.testing.MockClock) -> No
     frames = await run(body)
     assert [frame["event_seq"] for frame in frames] == list(range(1, 1602))
     for name in "abcdefgh":
-        mine = [frame["payload"]["body"]["message"] for frame in frames[:-1] if frame["payload"]["body"]["message"][0] == name]
+        mine = [
+            frame["payload"]["body"]["message"]
+            for frame in frames[:-1]
+            if frame["payload"]["body"]["message"][0] == name
+        ]
         assert mine == [f"{name} {number}" for number in range(200)]
 
 

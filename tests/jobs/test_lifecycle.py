@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator
 
 import pytest
+
 from arcp_trio.jobs import lifecycle
 from arcp_trio.jobs.lifecycle import (
     PENDING,
@@ -136,8 +137,10 @@ def test_whatever_happened_a_job_that_winds_up_publishes_once() -> None:
     for history, state, counts in walk((), PENDING, {}, 4):
         seen.add((state.phase, state.outcome.final_status if state.outcome else None))
         publishes = counts.get(Effect.PUBLISH, 0)
-        for wind_up in ((Start(), AgentEnded(End.RETURNED, SUCCESS), TornDown()),
-                        (Start(), RuntimeClosing(0.0, CLOSING), GraceElapsed(), TornDown())):
+        for wind_up in (
+            (Start(), AgentEnded(End.RETURNED, SUCCESS), TornDown()),
+            (Start(), RuntimeClosing(0.0, CLOSING), GraceElapsed(), TornDown()),
+        ):
             last, total = state, publishes
             for message in wind_up:
                 last, effects = apply(last, message)
@@ -223,12 +226,14 @@ def test_the_drawing_has_every_cell() -> None:
     drawn = render_table().splitlines()
     assert len(drawn) == 2 + len(EXPECTED)
     assert all(line.count("|") == len(Phase) + 2 for line in drawn)
-    assert "| Cancel | → ending(cancelled); ack; tear down | → stopping(cancelled); ack; stop agent; grace |" in drawn[4]
+    assert (
+        "| Cancel | → ending(cancelled); ack; tear down | → stopping(cancelled); ack; stop agent; grace |" in drawn[4]
+    )
 
 
 def test_the_module_is_pure() -> None:
     tree = ast.parse(inspect.getsource(lifecycle))
-    imported = {
-        alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
-    } | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names} | {
+        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+    }
     assert imported == {"__future__", "collections.abc", "enum", "typing", "attrs"}

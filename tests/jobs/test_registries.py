@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import arcp_trio
 import pytest
 import trio
 import trio.testing
+from helpers import Script, make_hello, open_raw
+
+import arcp_trio
 from arcp_trio.jobs.agents import Agents
-from arcp_trio.jobs.lifecycle import Cancel, Outcome, FinalStatus, Start
+from arcp_trio.jobs.lifecycle import Cancel, FinalStatus, Outcome, Start
 from arcp_trio.jobs.mailbox import Mailbox
 from arcp_trio.jobs.pacer import Pacer
 from arcp_trio.timers import Timers
-from helpers import Script, make_hello, open_raw
 
 
 async def nothing(job: arcp_trio.JobContext, value: Any) -> None:

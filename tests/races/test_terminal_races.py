@@ -13,14 +13,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
-import arcp_trio
 import pytest
 import trio
 import trio.testing
 import trio_websocket
+from helpers import Frame, RawClient, Script, make_hello, open_raw, terminals
+
+import arcp_trio
 from arcp_trio.records import JobRecord
 from arcp_trio.transports.websocket import WebSocketTransport, accept_websocket
-from helpers import Frame, RawClient, Script, make_hello, open_raw, terminals
 
 CAUSES = ("cancel", "cancel again", "finish", "deadline", "shutdown")
 GAPS = ("nothing", "one turn", "a rest")
@@ -147,7 +148,8 @@ def races(length: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         for causes in itertools.permutations(CAUSES, length)
         for gaps in itertools.product(GAPS, repeat=length - 1)
         # The two cancels are alike: one order of them is enough.
-        if "cancel again" not in causes or ("cancel" in causes and causes.index("cancel") < causes.index("cancel again"))
+        if "cancel again" not in causes
+        or ("cancel" in causes and causes.index("cancel") < causes.index("cancel again"))
     ]
 
 

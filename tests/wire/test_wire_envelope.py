@@ -1,5 +1,5 @@
 """Envelopes: every way in which a frame can be none, and how our own are written."""
-# ruff: noqa: FBT001  # what a parametrised test is given has names where it is given
+# what a parametrised test is given has names where it is given
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The fifteen errors, their classes, and what is retryable."""
-# ruff: noqa: FBT001  # what a parametrised test is given has names where it is given
+# what a parametrised test is given has names where it is given
 
 from __future__ import annotations
 

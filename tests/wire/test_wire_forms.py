@@ -1,5 +1,5 @@
 """The forms of interop.md, section 3: the same message, as each implementation writes it."""
-# ruff: noqa: FBT001  # what a parametrised test is given has names where it is given
+# what a parametrised test is given has names where it is given
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """JSON text: what is JSON and what is not, in both directions."""
-# ruff: noqa: FBT001  # what a parametrised test is given has names where it is given
+# what a parametrised test is given has names where it is given
 
 from __future__ import annotations
 

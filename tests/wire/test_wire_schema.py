@@ -1,5 +1,5 @@
 """The schema says what the classes say, and every kind of frame that the runtime sends obeys it."""
-# ruff: noqa: FBT001  # what a parametrised test is given has names where it is given
+# what a parametrised test is given has names where it is given
 
 from __future__ import annotations
 
