@@ -150,8 +150,11 @@ class Client:
         self._early: OrderedDict[str, list[tuple[Envelope, int]]] = OrderedDict()
         self._early_frames = 0
         self._slots = trio.Semaphore(limits.requests)
-        # Until a runtime has shown that its accepts can be told apart, one submit at a time (D31).
+        # Until a runtime has shown that its answers name their request, also those that refuse, one submit at
+        # a time (D31).
         self._correlates = False
+        # Traces of submits whose callers have left: their answers are nobody's.
+        self._left: deque[str] = deque(maxlen=limits.requests)
         self._one_at_a_time = trio.Lock()
         self._accepts_late = False
         self._closed_answer = trio.Event()
@@ -225,6 +228,8 @@ class Client:
             return await slot.wait()
         finally:
             self._submits.pop(request_id, None)
+            if not slot.is_set:
+                self._left.append(handle.trace_id)
 
     async def _cancel(self, handle: JobHandle, reason: str) -> CancelOutcome:
         if handle.terminal is not None and REPLIES_FEATURE not in self.features:
@@ -249,11 +254,14 @@ class Client:
         Raises:
             PermissionDeniedError: This session may not cancel the job.
             JobNotFoundError: The runtime does not know the job, or not for this principal.
+            InvalidRequestError: ``job_id`` is empty.
             InternalError: The runtime answered nothing within ``ClientLimits.cancel_seconds``.
             ConnectionLostError: The connection ended before the answer.
 
         Cancellation: the request may have been sent.
         """
+        if not job_id:
+            raise InvalidRequestError("job_id: expected the id of a job, got an empty string")
         handle = handle or self._jobs.get(job_id) or JobHandle(self, self._limits, "")
         slot: _Slot[CancelOutcome] = _Slot()
         request_id = self._ids.message()
@@ -390,15 +398,13 @@ class Client:
         error = read_message(envelope, JobError)
         if self._refuse_by_id(envelope, error):
             return
-        job_id = error.job_id or ""
-        handle = self._jobs.get(job_id)
+        handle = self._jobs.get(error.job_id or "")
+        if self._refuse_by_job(envelope, error, handle):
+            return
         if handle is not None:
-            if not self._refuses_a_submit_of_known_job(error, envelope):
-                self._end(handle, error)
-        elif not self._refuse_cancel_of(job_id, error) and (
-            self._accepts_late or not self._refuse_oldest_submit(envelope, error)
-        ):
-            self._keep_early(job_id, envelope, size)
+            self._end(handle, error)
+        else:
+            self._keep_early(error.job_id or "", envelope, size)
 
     def _end(self, handle: JobHandle, terminal: JobResult | JobError) -> None:
         handle._end(terminal)  # noqa: SLF001
@@ -426,9 +432,14 @@ class Client:
 
     def _keep_early(self, job_id: str, envelope: Envelope, size: int) -> None:
         """Keep a frame of a job that is not accepted yet, if one may still be (D32)."""
-        if self._submits and self._early_frames < self._limits.early_frames:
+        if not self._submits:
+            return
+        if self._early_frames < self._limits.early_frames:
             self._early.setdefault(job_id, []).append((envelope, size))
             self._early_frames += 1
+        elif envelope.type != "job.event" and job_id in self._early:
+            # An event can be missed, the end cannot: the job would seem to run for ever.
+            self._early[job_id][-1] = (envelope, size)
 
     def _on_accepted(self, envelope: Envelope, _: int) -> None:
         accepted = read_message(envelope, JobAccepted)
@@ -455,17 +466,21 @@ class Client:
 
     def _submit_of(self, accepted: JobAccepted, envelope: Envelope) -> str | None:
         """Find the submit that an acceptance answers: by id, by trace, by order."""
-        for request_id in (accepted.request_id, accepted.reply_to, envelope.correlation_id):
-            if request_id is not None and request_id in self._submits:
-                self._correlates = True
+        named = {accepted.request_id, accepted.reply_to, envelope.correlation_id} - {None}
+        for request_id in named:
+            if request_id in self._submits:
+                # One runtime names requests here and not where it refuses them: request_id alone shows nothing.
+                self._correlates |= request_id in (accepted.reply_to, envelope.correlation_id)
                 return request_id
-        if accepted.parent_job_id is not None:
-            return None
         trace_id = accepted.trace_id or envelope.trace_id
+        if named or accepted.parent_job_id is not None:
+            return None
         for request_id, (handle, _) in self._submits.items():
             if trace_id is not None and handle.trace_id == trace_id:
-                self._correlates = True
                 return request_id
+        if trace_id is not None and trace_id in self._left:
+            self._left.remove(trace_id)
+            return None
         return next(iter(self._submits), None)
 
     def _on_cancelled(self, envelope: Envelope, _: int) -> None:
@@ -496,13 +511,13 @@ class Client:
         if error.code in _FATAL_CODES:
             self._connection_error = self._exception(error)
             return
-        outstanding = len(self._submits) + len(self._cancels)
-        if outstanding == 1 and error.request_id is None and error.reply_to is None:
-            self._refuse_the_only_request(error)
-        elif not outstanding:
-            # The answer of a runtime that knows no session.close, or of one whose caller has left; only a
+        names_nothing = error.request_id is None and error.reply_to is None
+        if names_nothing and self._refuse_by_elimination(error):
+            return
+        if not self._submits and not self._cancels:
+            # The answer of a runtime that knows no session.close, or to a caller who has left; only a
             # fault that names no request can be the reason why the runtime will close.
-            if error.code == "INTERNAL_ERROR" and error.request_id is None and error.reply_to is None:
+            if names_nothing and error.code == "INTERNAL_ERROR":
                 self._connection_error = self._exception(error)
             self._closed_answer.set()
         logger.info("the runtime reports %s: %s", error.code, error.message)
@@ -513,29 +528,39 @@ class Client:
 
     def _refuse_by_id(self, envelope: Envelope, error: SessionError | JobError) -> bool:
         for request_id in (error.request_id, error.reply_to, envelope.correlation_id, envelope.id):
-            submit = self._submits.get(request_id or "")
-            if submit is not None:
-                submit[1].fail(self._exception(error))
-                return True
-            cancel = self._cancels.get(request_id or "")
-            if cancel is not None:
-                cancel[1].fail(self._exception(error))
+            waiting = self._submits.get(request_id or "") or self._cancels.get(request_id or "")
+            if waiting is not None:
+                waiting[1].fail(self._exception(error))
+                self._correlates = True
                 return True
         return False
 
-    def _refuse_the_only_request(self, error: SessionError) -> None:
-        for _, slot in self._submits.values():
-            slot.fail(self._exception(error))
-        for _, cancel_slot in self._cancels.values():
-            cancel_slot.fail(self._exception(error))
+    def _refuse_by_elimination(self, error: SessionError) -> bool:
+        """Find the one request that an error can answer which names none: never a running job (D15)."""
+        submits: list[_Slot[Any]] = [slot for _, slot in self._submits.values() if not slot.is_set]
+        cancels: list[_Slot[Any]] = [slot for _, slot in self._cancels.values() if not slot.is_set]
+        # Our cancels are well formed: what refuses one is that its job is unknown.
+        first, second = (cancels, submits) if error.code == "JOB_NOT_FOUND" else (submits, cancels)
+        slots = first or second
+        if len(slots) != 1:
+            return False
+        slots[0].fail(self._exception(error))
+        return True
 
-    def _refuses_a_submit_of_known_job(self, error: JobError, envelope: Envelope) -> bool:
-        """Recognise a conflicting key that is reported on the innocent job (D34), and refused cancels."""
-        if error.code == "DUPLICATE_KEY" and self._submits:
-            return self._refuse_oldest_submit(envelope, error)
-        if error.code in ("JOB_NOT_FOUND", "PERMISSION_DENIED"):
-            return self._refuse_cancel_of(error.job_id or "", error)
-        return False
+    def _refuse_by_job(self, envelope: Envelope, error: JobError, handle: JobHandle | None) -> bool:
+        """Recognise a job.error that refuses a request without naming it, as one runtime writes it (X4, D34).
+
+        That runtime leaves the trace out exactly where it refuses; what ends a job has the job's.
+        """
+        if envelope.trace_id is not None or self._accepts_late:
+            return False
+        refuses_cancel = error.code in ("JOB_NOT_FOUND", "PERMISSION_DENIED")
+        if refuses_cancel and self._refuse_cancel_of(error.job_id or "", error):
+            return True
+        if handle is not None and error.code != "DUPLICATE_KEY":
+            return False
+        # The answer to a cancel whose caller has left is no answer to a submit.
+        return error.code == "JOB_NOT_FOUND" or self._refuse_oldest_submit(error)
 
     def _refuse_cancel_of(self, job_id: str, error: JobError) -> bool:
         for handle, slot in self._cancels.values():
@@ -547,14 +572,12 @@ class Client:
                 return True
         return False
 
-    def _refuse_oldest_submit(self, envelope: Envelope, error: JobError) -> bool:
-        """Take the error of an unknown job for the refusal of a submit, as one runtime writes it (X4)."""
-        by_trace = [slot for handle, slot in self._submits.values() if handle.trace_id == envelope.trace_id]
-        slots = by_trace or [slot for _, slot in self._submits.values() if not slot.is_set]
-        if not slots:
-            return False
-        slots[0].fail(self._exception(error))
-        return True
+    def _refuse_oldest_submit(self, error: JobError) -> bool:
+        for _, slot in self._submits.values():
+            if not slot.is_set:
+                slot.fail(self._exception(error))
+                return True
+        return False
 
     # --- the rest -----------------------------------------------------------------------------------
 

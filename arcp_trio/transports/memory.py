@@ -77,6 +77,7 @@ class MemoryTransport:
                 pipe.wake()
                 await pipe.changed.wait()
             if pipe.close is not None:
+                await trio.lowlevel.cancel_shielded_checkpoint()
                 raise TransportClosedError(*pipe.close)
             pipe.frames.append(frame)
             pipe.size += len(frame)

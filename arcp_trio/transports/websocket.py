@@ -85,6 +85,7 @@ class WebSocketTransport:
                 while len(messages) < RECEIVE_QUEUE:
                     messages.append(self._engine.receive_nowait())
         except ConnectionClosed:
+            await trio.lowlevel.cancel_shielded_checkpoint()
             raise self._closed() from None
         for index, message in enumerate(messages):
             if not isinstance(message, str):
@@ -126,6 +127,7 @@ class WebSocketTransport:
         except trio.Cancelled:
             await self.abort()  # noqa: ASYNC102  # never blocks
             raise
+        await trio.lowlevel.checkpoint()
 
     async def abort(self) -> None:
         """Close the stream below at once."""

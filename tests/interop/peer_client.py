@@ -108,9 +108,7 @@ async def refusals(client: ARCPClient) -> None:
     say(**await outcome_of(client.submit(agent="echo", lease_request={"cost.budget": ["USD:1"]})))
     say(
         **await outcome_of(
-            client.submit(
-                agent="echo", lease_constraints=LeaseConstraints(expires_at="2099-01-01T00:00:00Z")
-            )
+            client.submit(agent="echo", lease_constraints=LeaseConstraints(expires_at="2099-01-01T00:00:00Z"))
         )
     )
     say(**await outcome_of(client.submit(agent="echo", input=1, lease_request={"tool.call": ["a.*"]})))

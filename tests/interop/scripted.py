@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import arcp_trio
 import attrs
 import trio
 import trio.testing
+
+import arcp_trio
 from arcp_trio.transports.base import TransportClosedError
 from arcp_trio.transports.memory import MemoryTransport, open_memory_pair
-from interop.recorded import Frame, Record
+
+if TYPE_CHECKING:
+    from interop.recorded import Frame, Record
 
 
 class FakeRuntime:

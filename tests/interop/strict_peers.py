@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from interop.recorded import Frame
+if TYPE_CHECKING:
+    from interop.recorded import Frame
 
 __all__ = ["CLIENTS", "SERVERS"]
 
@@ -25,9 +26,23 @@ _OUR_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 _EXTENSION = re.compile(r"optional|x-vendor(\.[a-z0-9_-]+){2,}")
 _AGENT = re.compile(r"[a-z][a-z0-9._-]*(@[a-zA-Z0-9][a-zA-Z0-9._-]*)?")
 _CODES = frozenset(
-    """PERMISSION_DENIED LEASE_SUBSET_VIOLATION JOB_NOT_FOUND DUPLICATE_KEY AGENT_NOT_AVAILABLE
-    AGENT_VERSION_NOT_AVAILABLE CANCELLED TIMEOUT RESUME_WINDOW_EXPIRED HEARTBEAT_LOST LEASE_EXPIRED
-    BUDGET_EXHAUSTED INVALID_REQUEST UNAUTHENTICATED INTERNAL_ERROR""".split()
+    {
+        "PERMISSION_DENIED",
+        "LEASE_SUBSET_VIOLATION",
+        "JOB_NOT_FOUND",
+        "DUPLICATE_KEY",
+        "AGENT_NOT_AVAILABLE",
+        "AGENT_VERSION_NOT_AVAILABLE",
+        "CANCELLED",
+        "TIMEOUT",
+        "RESUME_WINDOW_EXPIRED",
+        "HEARTBEAT_LOST",
+        "LEASE_EXPIRED",
+        "BUDGET_EXHAUSTED",
+        "INVALID_REQUEST",
+        "UNAUTHENTICATED",
+        "INTERNAL_ERROR",
+    }
 )
 _NUMBERED = ("job.event", "job.result", "job.error")
 _ABSENT = object()
@@ -147,9 +162,7 @@ def _common(frame: Frame, found: list[str]) -> _Fields:
         timestamp=matching(_OUR_TIME),
         payload=obj,
     )
-    top.allow(
-        trace_id=matching(_TRACE_ID), job_id=some_text, correlation_id=some_text, extensions=obj
-    )
+    top.allow(trace_id=matching(_TRACE_ID), job_id=some_text, correlation_id=some_text, extensions=obj)
     if (frame.get("type") in _NUMBERED) is not ("event_seq" in frame):
         top.wrong("event_seq stands on job.event, job.result and job.error, and on nothing else")
     if str(frame.get("type")).startswith("job.") and "job_id" not in frame:
@@ -222,7 +235,9 @@ def python_client(frame: Frame) -> list[str]:
             payload.into("capabilities").allow(
                 encodings=texts,
                 features=texts,
-                agents=lambda value: agents(text)(value) or agents(lambda entry: obj(entry) and text(entry["name"]))(value),
+                agents=lambda value: (
+                    agents(text)(value) or agents(lambda entry: obj(entry) and text(entry["name"]))(value)
+                ),
             )
         case "session.error":
             payload.need(code=text, message=text)
@@ -278,10 +293,12 @@ def typescript_client(frame: Frame) -> list[str]:
                 encodings=texts,
                 features=texts,
                 agents=agents(
-                    lambda entry: obj(entry)
-                    and some_text(entry.get("name"))
-                    and texts(entry.get("versions"))
-                    and text(entry.get("default", ""))
+                    lambda entry: (
+                        obj(entry)
+                        and some_text(entry.get("name"))
+                        and texts(entry.get("versions"))
+                        and text(entry.get("default", ""))
+                    )
                 ),
             )
         case "session.error":
@@ -292,10 +309,12 @@ def typescript_client(frame: Frame) -> list[str]:
             payload.need(
                 request_id=some_text,
                 jobs=agents(
-                    lambda entry: obj(entry)
-                    and lease(entry.get("lease"))
-                    and some_text(entry.get("created_at"))
-                    and natural(entry.get("last_event_seq"))
+                    lambda entry: (
+                        obj(entry)
+                        and lease(entry.get("lease"))
+                        and some_text(entry.get("created_at"))
+                        and natural(entry.get("last_event_seq"))
+                    )
                 ),
                 next_cursor=lambda value: value is None or text(value),
             )
@@ -350,9 +369,7 @@ def go_client(frame: Frame) -> list[str]:
     match frame["type"]:
         case "session.welcome":
             top.need(session_id=some_text)
-            payload.allow(
-                runtime=obj, resume_token=text, resume_window_sec=natural, heartbeat_interval_sec=natural
-            )
+            payload.allow(runtime=obj, resume_token=text, resume_window_sec=natural, heartbeat_interval_sec=natural)
             payload.into("capabilities").allow(encodings=texts, features=texts, agents=agents(obj))
         case "session.error":
             # Without the request's id nobody is told.
@@ -402,9 +419,7 @@ def ruby_client(frame: Frame) -> list[str]:
     found: list[str] = []
     top = _Fields(frame, "$", found)
     top.need(arcp=one_of("1.1"), id=anything, type=text, session_id=text)
-    top.allow(
-        trace_id=matching(re.compile("[0-9a-f]{32}")), event_seq=lambda value: type(value) is int, payload=obj
-    )
+    top.allow(trace_id=matching(re.compile("[0-9a-f]{32}")), event_seq=lambda value: type(value) is int, payload=obj)
     payload = top.into("payload")
     match frame["type"]:
         case "session.welcome":
@@ -487,9 +502,7 @@ def superset(frame: Frame) -> list[str]:
         case "job.submit":
             top.need(trace_id=some_text)
             payload.need(agent=matching(_AGENT), input=anything)
-            payload.allow(
-                lease_request=lambda value: lease(value) and value != {}, lease_constraints=obj
-            )
+            payload.allow(lease_request=lambda value: lease(value) and value != {}, lease_constraints=obj)
         case "job.cancel":
             top.need(job_id=some_text)
             payload.need(job_id=one_of(frame["job_id"]), reason=some_text)

@@ -8,14 +8,15 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import arcp_trio
 import pytest
 import trio
+from helpers import ALL_FEATURES, Frame, RawClient, open_raw
+from interop.recorded import Record, between, number, records
+
+import arcp_trio
 from arcp_trio.runtime import OFFERED_FEATURES
 from arcp_trio.wire.dialects import detect_dialect
 from arcp_trio.wire.envelope import decode_envelope, encode_json
-from helpers import ALL_FEATURES, Frame, RawClient, open_raw
-from interop.recorded import Record, between, number, records
 
 HELLOS = {"python-1.1.3": 850, "typescript-0bf5caf": 859, "go-1a78320": 869, "ruby-b30000e": 882}
 DIALECT_OF = {
