@@ -62,6 +62,7 @@ class _Gateway:
     path: str
     hosts: Collection[str] | None
     origins: Collection[str] | None
+    loopback: bool
     compat: str | None
 
     @trio.lowlevel.enable_ki_protection
@@ -123,7 +124,7 @@ class _Gateway:
         if self.origins is not None:
             return origin in self.origins
         # Without a list: pages of this machine, for a gateway that only this machine reaches.
-        return self.hosts is not None and _host_name(origin) in self.hosts
+        return self.loopback and _is_loopback(_host_name(origin) or "")
 
 
 async def serve_websocket(
@@ -177,8 +178,10 @@ async def serve_websocket(
         runtime=runtime,
         verifier=verifier,
         path=path,
-        hosts=allowed_hosts,
+        # A browser writes names in lower case, and so does _host_name.
+        hosts=None if allowed_hosts is None else frozenset(name.lower() for name in allowed_hosts),
         origins=allowed_origins,
+        loopback=loopback,
         compat=compat,
     )
     with trio.CancelScope() as scope:

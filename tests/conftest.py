@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import Script
 from requirements import REQUIREMENTS
+from wire.schema_check import check_exchanged
 
 from arcp_trio.jobs.lifecycle import render_table
 
@@ -94,6 +95,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     wanted = replace_part(wanted, "conformance", conformance_table())
     unknown = {number for number in _shown if number.startswith("P")} - REQUIREMENTS.keys()
     reporter = config.pluginmanager.getplugin("terminalreporter")
+    for problem in check_exchanged():
+        reporter.write_line(f"a frame of the runtime is not what the schema says: {problem}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if unknown:
         reporter.write_line(f"no such requirement: {', '.join(sorted(unknown))}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

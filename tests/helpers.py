@@ -56,8 +56,10 @@ def make_hello(*, token: str = "token", features: list[str] | None = None, messa
 class RawClient:
     """One end of a connection, frame by frame: what it sends is exactly what is given."""
 
-    def __init__(self, transport: MemoryTransport) -> None:
+    def __init__(self, transport: MemoryTransport, *, plays_server: bool = False) -> None:
         self.transport = transport
+        # What it receives as a server is no runtime's.
+        self._exchanged: list[tuple[str, bytes | str]] = [] if plays_server else exchanged
         self.session_id: str | None = None
         self.received: list[Frame] = []
         self._ready: list[Frame] = []
@@ -69,7 +71,7 @@ class RawClient:
 
     async def send(self, *frames: Frame) -> None:
         texts = [json.dumps(frame) for frame in frames]
-        exchanged.extend(("C>S", text) for text in texts)
+        self._exchanged.extend(("C>S", text) for text in texts)
         await self.send_text(*texts)
 
     def make(self, frame_type: str, payload: Frame | None = None, **fields: Any) -> Frame:
@@ -95,7 +97,7 @@ class RawClient:
         """Return the next frame."""
         while not self._ready:
             texts = await self.transport.receive()
-            exchanged.extend(("S>C", text) for text in texts)
+            self._exchanged.extend(("S>C", text) for text in texts)
             self._ready += [json.loads(text) for text in texts]
         frame = self._ready.pop(0)
         self.received.append(frame)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
+
 from arcp_trio.transports.base import Transport
 from arcp_trio.transports.memory import open_memory_pair
 from arcp_trio.transports.websocket import WebSocketTransport, accept_websocket, open_websocket

@@ -22,6 +22,7 @@ class DemoView(Protocol):
 
     def open(self) -> AbstractContextManager[object]:
         """Return what the view is on within."""
+        ...
 
     def say(self, line: str) -> None:
         """Print a line about the demo as a whole."""

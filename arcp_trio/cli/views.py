@@ -30,6 +30,7 @@ class JobView(Protocol):
 
     def open(self) -> AbstractContextManager[object]:
         """Return what the view is on within."""
+        ...
 
     async def accepted(self, job: JobHandle) -> None:
         """Show that the job was accepted."""
@@ -92,8 +93,8 @@ class JSONView:
         """Print on stderr what is no JSON."""
         await Output(2).print(line)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write the lines."""
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC128
+        """Write the lines; the output says that it has started."""
         await self._output.run(task_status=task_status)
 
     async def flush(self) -> None:
@@ -132,8 +133,8 @@ class PlainView:
         """Print what the command has to say."""
         await self._print("-", line)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write the lines."""
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC128
+        """Write the lines; the output says that it has started."""
         await self._output.run(task_status=task_status)
 
     async def flush(self) -> None:

@@ -13,7 +13,7 @@ import logging
 import ssl
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -584,7 +584,8 @@ class Client:
     def _on_ping(self, envelope: Envelope, _: int) -> None:
         ping = read_message(envelope, SessionPing)
         pong = SessionPong(ping_nonce=ping.nonce, received_at=self._clock.timestamp())
-        if self._lost is None:
+        # Past the bound, pings come faster than the runtime reads our answers: it does not need more.
+        if self._lost is None and len(self._outbox) < self._limits.requests:
             self._send(self._encode("session.pong", pong, self._ids.message()))
 
     def _on_closed(self, _: Envelope, __: int) -> None:
@@ -619,11 +620,14 @@ class Client:
         while True:
             frames = await self._transport.receive()
             for index, frame in enumerate(frames):
-                envelope = decode_envelope(frame, strict=False)
-                if envelope.type == "session.welcome":
+                envelope: Envelope | None = None
+                # What is no envelope is left to the reader, which ignores and counts it (P5.4).
+                with suppress(MalformedFrameError):
+                    envelope = decode_envelope(frame, strict=False)
+                if envelope is not None and envelope.type == "session.welcome":
                     self._welcomed(read_message(envelope, SessionWelcome), envelope)
                     return [*early, *frames[index + 1 :]]
-                if envelope.type in ("session.error", "session.rejected", "job.error"):
+                if envelope is not None and envelope.type in ("session.error", "session.rejected", "job.error"):
                     raise self._exception(read_message(envelope, SessionError))
                 if len(early) < self._limits.early_frames:
                     early.append(frame)

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from base64 import b64decode
+from collections import deque
 from pathlib import Path
 
 from ..limits import ClientLimits
@@ -15,6 +16,9 @@ from ..wire.job_messages import JobResult
 from ..wire.jsontext import JSONValue, decode_json
 
 __all__ = ["ResultAssembler", "ResultFile"]
+
+# Chunks that are remembered to recognise a repetition: a stream of small ones must not cost memory without end.
+_REMEMBERED = 1024
 
 
 class ResultFile:
@@ -55,8 +59,9 @@ class ResultAssembler:
     def __init__(self, limits: ClientLimits) -> None:
         self._limits = limits
         self._result_id: str | None = None
-        self._hashes: list[int] = []
-        self._parts: list[bytes] = []
+        self._next_seq = 0
+        self._hashes: deque[int] = deque(maxlen=_REMEMBERED)
+        self._buffer = bytearray()
         self._size = 0
         self._encoding: str | None = None
         self._final = False
@@ -71,8 +76,16 @@ class ResultAssembler:
 
     def add(self, chunk: ResultChunk) -> None:
         """Take a chunk. Synchronous; past the memory limit it writes to a temporary file."""
-        if self._violation is None:
+        if self._violation is not None:
+            return
+        try:
             self._violation = self._add(chunk)
+        except OSError as exc:
+            self._violation = f"its temporary file cannot be written: {exc.strerror or exc}"
+        if self._violation is not None:
+            # Nobody will get what came so far.
+            self._buffer.clear()
+            self.discard()
 
     def _add(self, chunk: ResultChunk) -> str | None:
         if self._result_id not in (None, chunk.result_id):
@@ -89,18 +102,21 @@ class ResultAssembler:
             return f"chunk {chunk.chunk_seq} is not {chunk.encoding}"
         if len(data) > self._limits.chunk_bytes:
             return f"chunk {chunk.chunk_seq} is larger than {self._limits.chunk_bytes} bytes"
-        expected = len(self._hashes)
-        if 0 <= chunk.chunk_seq < expected:
+        if 0 <= chunk.chunk_seq < self._next_seq:
+            age = self._next_seq - chunk.chunk_seq
+            if age > len(self._hashes):
+                return f"chunk {chunk.chunk_seq} came again, {age} chunks later"
             # A repetition is harmless if it is one.
-            same = self._hashes[chunk.chunk_seq] == hash(data)
+            same = self._hashes[-age] == hash(data)
             return None if same else f"chunk {chunk.chunk_seq} came twice, with other bytes"
-        if chunk.chunk_seq != expected:
-            return f"chunk {chunk.chunk_seq} came where {expected} was expected"
+        if chunk.chunk_seq != self._next_seq:
+            return f"chunk {chunk.chunk_seq} came where {self._next_seq} was expected"
         if self._final:
             return f"chunk {chunk.chunk_seq} came after the last one"
         if self._size + len(data) > self._limits.result_bytes:
             return f"the result is larger than {self._limits.result_bytes} bytes"
         self._hashes.append(hash(data))
+        self._next_seq += 1
         self._final = not chunk.more
         if data:
             self._encoding = "base64" if chunk.encoding == "base64" else self._encoding or "utf8"
@@ -110,14 +126,17 @@ class ResultAssembler:
 
     def _store(self, data: bytes) -> None:
         if self._file is None:
-            self._parts.append(data)
+            self._buffer += data
             if self._size <= self._limits.result_memory_bytes:
                 return
-            # Unbuffered writes to the page cache: short enough for the reader's task.
-            self._file = tempfile.NamedTemporaryFile(prefix="arcp-result-", delete=False)  # noqa: SIM115
+            # Unbuffered writes to the page cache: short enough for the reader's task, and a full disk is
+            # noticed here and not by closing.
+            self._file = tempfile.NamedTemporaryFile(prefix="arcp-result-", delete=False, buffering=0)  # noqa: SIM115
             self._path = Path(self._file.name)
-            data, self._parts = b"".join(self._parts), []
-        self._file.write(data)
+            data, self._buffer = bytes(self._buffer), bytearray()
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     def finish(self, terminal: JobResult) -> JSONValue | bytes | ResultFile:
         """Return the result that ``terminal`` refers to.
@@ -127,7 +146,7 @@ class ResultAssembler:
         """
         if self._violation is not None:
             raise self._broken(self._violation)
-        if terminal.truncated and not self._hashes:
+        if terminal.truncated and not self._next_seq:
             raise self._broken("the runtime did not send it: too large for a session without result_chunk")
         if self._result_id is not None and terminal.result_id != self._result_id:
             raise self._broken("the terminal event names another result_id")
@@ -139,7 +158,7 @@ class ResultAssembler:
         if self._file is not None and self._path is not None:
             self._file.close()
             return ResultFile(self._path, self._size, text=self._encoding == "utf8")
-        data = b"".join(self._parts)
+        data = bytes(self._buffer)
         if self._encoding == "base64":
             return data
         # Only the joined bytes: a peer may cut a character in two (interop.md, section 3.13).

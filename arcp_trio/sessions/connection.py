@@ -56,6 +56,7 @@ class Connection:
         self._session: Session | None = None
         self._replies: Replies | None = None
         self._priority: deque[bytes] = deque()
+        self._greeting = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._goodbye: tuple[int, str] | None = None
         self._last: bytes | None = None
@@ -105,6 +106,8 @@ class Connection:
         if self._goodbye is None:
             self._goodbye = (code, reason)
             self._last = last
+            # Who has not said hello yet is not waited for: a silent peer would hold a shutdown up.
+            self._greeting.cancel(reason=f"connection closing: {reason}")
             self._reading.cancel(reason=f"connection closing: {reason}")
             if self._session is not None and self._drop_stream:
                 self._session.close()
@@ -156,7 +159,8 @@ class Connection:
 
     async def _shake_hands(self) -> tuple[Welcomed | None, list[bytes | str]]:
         """Return the session, and what was read behind the first frame."""
-        with trio.move_on_after(self._limits.hello_seconds):
+        with self._greeting:
+            self._greeting.deadline = trio.current_time() + self._limits.hello_seconds
             frames = list(await self._transport.receive())
             try:
                 welcomed = await handshake(
@@ -167,6 +171,10 @@ class Connection:
                 await self._say_no(exc.frame, exc.code, exc.reason)
                 return None, []
             return welcomed, frames[1:]
+        if self._goodbye is not None:
+            with trio.move_on_after(self._limits.close_seconds):
+                await self._transport.aclose(*self._goodbye)
+            return None, []
         replies = Replies(self._services.ids.session(), self._services.ids, self._services.clock)
         error = UnauthenticatedError(f"no session.hello was verified within {self._limits.hello_seconds:g} seconds")
         await self._say_no(replies.error(error), CloseCode.POLICY, "hello deadline")

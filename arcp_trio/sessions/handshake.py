@@ -112,7 +112,10 @@ async def handshake(
 
 
 def _refusal(replies: Replies, error: ARCPError, request_id: str | None) -> HandshakeRefusedError:
-    code = CloseCode.TRY_LATER if isinstance(error, InternalError) else CloseCode.POLICY
+    code = CloseCode.POLICY
+    if isinstance(error, InternalError):
+        # A cap names its limit; what is left is a verifier that failed, or a shutdown.
+        code = CloseCode.TRY_LATER if error.details else CloseCode.INTERNAL
     return HandshakeRefusedError(replies.error(error, request_id=request_id), code, error.message)
 
 

@@ -27,6 +27,7 @@ from ..wire.errors import (
     InvalidRequestError,
     JobNotFoundError,
     MalformedFrameError,
+    MalformedPayloadError,
     PermissionDeniedError,
 )
 from ..wire.job_messages import JobAccepted, JobCancel, JobCancelled, JobSubmit, LeaseConstraints, Reply
@@ -227,7 +228,8 @@ class RequestHandler:
         request_id = envelope.id if envelope is not None else None
         if isinstance(error, MalformedFrameError) and request_id is None:
             request_id = error.request_id
-        malformed = isinstance(error, InvalidRequestError)
+        # What is well formed and not allowed, or not negotiated, closes nothing (P5.4).
+        malformed = isinstance(error, (MalformedFrameError, MalformedPayloadError))
         self._malformed = self._malformed + 1 if malformed else 0
         dialect = self.session.shape.dialect
         if dialect.refusals_echo_request_id and request_id is not None:

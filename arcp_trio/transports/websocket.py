@@ -12,6 +12,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit, urlunsplit
 
 import trio
 import trio_websocket
@@ -110,7 +111,10 @@ class WebSocketTransport:
             raise self._closed()
         try:
             await self._engine.send_texts(frames)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, LocalProtocolError) as exc:
+        except LocalProtocolError as exc:
+            # A close went before these frames: it is under way, and must not be cut short.
+            raise self._closed() from exc
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             closed = self._closed()
             await self.abort()  # noqa: ASYNC120  # never blocks
             raise closed from exc
@@ -170,6 +174,12 @@ def _root_cause(exc: BaseException) -> str:
     return str(exc) or type(exc).__name__
 
 
+def _without_secrets(url: str) -> str:
+    """Return a URL as logs may show it: without userinfo and query, where some proxies take a key (P14.2)."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 @asynccontextmanager
 async def open_websocket(
     url: str,
@@ -206,10 +216,17 @@ async def open_websocket(
             disconnect_timeout=close_seconds,
         ) as connection:
             opened = True
-            yield WebSocketTransport(connection, url)
+            transport = WebSocketTransport(connection, _without_secrets(url))
+            try:
+                yield transport
+            finally:
+                if connection.closed is not None:
+                    # The library leaves the stream open where the peer, or a limit, has closed, and
+                    # waits for the peer to do it.
+                    await transport.abort()  # noqa: ASYNC102  # never blocks
     except trio_websocket.ConnectionRejected as exc:
         raise TransportClosedError(
-            CloseCode.POLICY, f"{url} refused the upgrade with HTTP status {exc.status_code}"
+            CloseCode.POLICY, f"{_without_secrets(url)} refused the upgrade with HTTP status {exc.status_code}"
         ) from exc
     except (trio_websocket.HandshakeError, ConnectionClosed, OSError) as exc:
         if opened:
@@ -217,4 +234,6 @@ async def open_websocket(
             if isinstance(exc, trio_websocket.DisconnectionTimeout):
                 return
             raise
-        raise TransportClosedError(CloseCode.ABNORMAL, f"cannot connect to {url}: {_root_cause(exc)}") from exc
+        raise TransportClosedError(
+            CloseCode.ABNORMAL, f"cannot connect to {_without_secrets(url)}: {_root_cause(exc)}"
+        ) from exc

@@ -23,7 +23,7 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 
 from . import events, forms, job_messages, session_messages
 from .envelope import MAX_INTEGER, Envelope, _describe
-from .errors import InvalidRequestError
+from .errors import MalformedPayloadError
 from .jsontext import JSONValue, encode_json
 
 __all__ = ["MESSAGES", "decode_payload", "encode_payload", "read_message", "structure_body"]
@@ -227,21 +227,21 @@ def structure_body(cls: type[T], body: JSONValue, path: str) -> T:
     """Make a ``cls`` of a decoded JSON value.
 
     Raises:
-        InvalidRequestError: Every wrong field, each with its path under ``path`` (P5.5).
+        MalformedPayloadError: Every wrong field, each with its path under ``path`` (P5.5).
     """
     try:
         return _converter.structure(body, cls)
     except Exception as exc:  # noqa: BLE001
         # cattrs raises groups; a caller's except* must not see into our boundary.
         reasons = "; ".join(_explain(leaf, where) for where, leaf in _leaves(exc, path))
-        raise InvalidRequestError(reasons) from None
+        raise MalformedPayloadError(reasons) from None
 
 
 def decode_payload(cls: type[T], payload: dict[str, JSONValue]) -> T:
     """Make a payload's class of a decoded payload.
 
     Raises:
-        InvalidRequestError: Every wrong field, each with its path (``$.payload.lease_request."fs.read"[0]``).
+        MalformedPayloadError: Every wrong field, each with its path (``$.payload.lease_request."fs.read"[0]``).
     """
     return structure_body(cls, payload, "$.payload")
 
@@ -254,7 +254,7 @@ def read_message(envelope: Envelope, cls: type[T]) -> T:
         cls: The payload's class.
 
     Raises:
-        InvalidRequestError: The payload is not valid; every wrong field is named by its path (P5.5).
+        MalformedPayloadError: The payload is not valid; every wrong field is named by its path (P5.5).
     """
     reader = forms.READERS.get(envelope.type)
     payload = envelope.payload if reader is None else reader(envelope)

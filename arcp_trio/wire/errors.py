@@ -18,6 +18,7 @@
     ├── BudgetExhaustedError            BUDGET_EXHAUSTED
     ├── InvalidRequestError             INVALID_REQUEST
     │   ├── MalformedFrameError         a frame that is no envelope
+    │   ├── MalformedPayloadError       a payload that is not the message's
     │   └── MessageTooLargeError        a message over the frame limit
     ├── UnauthenticatedError            UNAUTHENTICATED
     └── InternalError                   INTERNAL_ERROR
@@ -50,6 +51,7 @@ __all__ = [
     "LeaseExpiredError",
     "LeaseSubsetViolationError",
     "MalformedFrameError",
+    "MalformedPayloadError",
     "MessageTooLargeError",
     "PermissionDeniedError",
     "ResumeWindowExpiredError",
@@ -192,6 +194,10 @@ class MalformedFrameError(InvalidRequestError):
     def __init__(self, message: str, *, request_id: str | None = None) -> None:
         super().__init__(message)
         self.request_id = request_id
+
+
+class MalformedPayloadError(InvalidRequestError):
+    """A payload with missing or wrong fields: every one is named by its path (P5.5)."""
 
 
 class MessageTooLargeError(InvalidRequestError):

@@ -133,7 +133,7 @@ async def test_only_so_many_are_remembered(script: Script, remembered: int) -> N
         assert runtime.statistics().jobs_accepted == 2
 
 
-@pytest.mark.requirement("M03", "P14.4")
+@pytest.mark.requirement("M03")
 async def test_a_million_ids_take_no_room(script: Script) -> None:
     """Twenty thousand, to be honest: what is kept is the last 1,024."""
     async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import transport_pairs as pairs
 import trio
 import trio.testing
+
 from arcp_trio.transports.base import Transport, TransportClosedError
 
 pytestmark = pytest.mark.requirement("P4.1", "P4.3")
 
 
 @pytest.fixture(params=list(pairs.PAIRS))
-def open_pair(request: pytest.FixtureRequest) -> Iterator[Any]:
-    yield pairs.PAIRS[request.param]
+def open_pair(request: pytest.FixtureRequest) -> Any:
+    return pairs.PAIRS[request.param]
 
 
 def text_of(frame: bytes | str) -> str:

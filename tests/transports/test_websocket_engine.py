@@ -13,8 +13,9 @@ import pytest
 import trio
 import trio.testing
 import trio_websocket
-from arcp_trio.transports.websocket import WebSocketTransport, accept_websocket, upgrade_host
 from wsproto.events import TextMessage
+
+from arcp_trio.transports.websocket import WebSocketTransport, accept_websocket, upgrade_host
 
 
 class CountingStream(trio.abc.Stream):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 import trio
 import trio.testing
+
 from arcp_trio.transports.base import TransportClosedError
 from arcp_trio.transports.memory import MemoryTransport, open_memory_pair
 from arcp_trio.transports.writer import FrameWriter
