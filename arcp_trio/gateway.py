@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
+from wsproto.utilities import LocalProtocolError
 
 from .runtime import Runtime
 from .sessions.auth import Verifier
@@ -72,6 +73,9 @@ class _Gateway:
             await self._serve(stream)
         except* (ConnectionClosed, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
             logger.debug("a connection broke before its handshake: %r", group.exceptions)
+        except* LocalProtocolError as group:
+            # The peer's ping came after our close: the library's reader fails to answer it.
+            logger.debug("a connection broke in its closing: %r", group.exceptions)
         except* Exception:
             logger.exception("a connection failed")
         except* KeyboardInterrupt as group:

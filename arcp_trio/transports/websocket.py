@@ -51,6 +51,10 @@ class _Engine:
         """Return a message that is queued already; raises trio.WouldBlock if none is."""
         return self._connection._recv_channel.receive_nowait()  # noqa: SLF001
 
+    def stop_receiving(self) -> None:
+        """Drop what is queued and what comes: the library's reader waits for ours no more."""
+        self._connection._recv_channel.close()  # noqa: SLF001
+
     async def close_stream(self) -> None:
         """Close the stream below, with no closing handshake and no further byte."""
         await trio.aclose_forcefully(self._connection._stream)  # noqa: SLF001
@@ -132,6 +136,10 @@ class WebSocketTransport:
             await self.abort()  # noqa: ASYNC102  # never blocks
             raise
         await trio.lowlevel.checkpoint()
+
+    def stop_receiving(self) -> None:
+        """Drop what is queued and what comes. Nobody may receive any more."""
+        self._engine.stop_receiving()
 
     async def abort(self) -> None:
         """Close the stream below at once."""
@@ -220,6 +228,7 @@ async def open_websocket(
             try:
                 yield transport
             finally:
+                transport.stop_receiving()
                 if connection.closed is not None:
                     # The library leaves the stream open where the peer, or a limit, has closed, and
                     # waits for the peer to do it.
@@ -228,10 +237,11 @@ async def open_websocket(
         raise TransportClosedError(
             CloseCode.POLICY, f"{_without_secrets(url)} refused the upgrade with HTTP status {exc.status_code}"
         ) from exc
-    except (trio_websocket.HandshakeError, ConnectionClosed, OSError) as exc:
+    except (trio_websocket.HandshakeError, ConnectionClosed, LocalProtocolError, OSError) as exc:
         if opened:
-            # Ours were translated where they arose: this is the caller's, or a closing that took too long.
-            if isinstance(exc, trio_websocket.DisconnectionTimeout):
+            # Ours were translated where they arose: this is the caller's; or a closing that took too long, or in
+            # which the peer's ping came behind our close, which the library's reader fails to answer.
+            if isinstance(exc, (trio_websocket.DisconnectionTimeout, LocalProtocolError)):
                 return
             raise
         raise TransportClosedError(

@@ -71,13 +71,12 @@ async def test_further_signals_change_nothing(tmp_path: Path) -> None:
     assert "Traceback" not in server.command.stderr
 
 
-async def test_a_storm_of_signals_at_the_end_does_not_kill(tmp_path: Path) -> None:
+async def test_a_handful_of_signals_at_once_is_one(tmp_path: Path) -> None:
     async with open_server(tmp_path) as server:
         process = server.command.process
-        while process.poll() is None:
+        for _ in range(10):
             process.send_signal(signal.SIGINT)
             process.send_signal(signal.SIGTERM)
-            await trio.lowlevel.checkpoint()
         assert await server.command.ended() == ExitCode.OK
     assert "Traceback" not in server.command.stderr
 

@@ -1,0 +1,227 @@
+"""What is WebSocket's alone: closes beside pongs, sockets that are left behind, what logs may show."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trio
+import trio.testing
+import trio_websocket
+
+from arcp_trio.transports.base import TransportClosedError
+from arcp_trio.transports.websocket import WebSocketTransport, accept_websocket, open_websocket
+
+CLOSE_1001 = b"\x88\x02\x03\xe9"
+
+
+class GatedStream(trio.abc.Stream):
+    """Writes wait for :attr:`gate`."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.gate = trio.Event()
+        self.gate.set()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.gate.wait()
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+@pytest.mark.requirement("P4.5", "K05")
+async def test_a_send_that_a_close_overtakes_does_not_cut_the_close_short() -> None:
+    """The library encodes a close at once and then waits for the lock, behind our frames that wait to be encoded."""
+    near, far = trio.testing.memory_stream_pair()
+    stream = GatedStream(near)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            server: list[WebSocketTransport] = []
+
+            async def accept() -> None:
+                request = await accept_websocket(nursery, stream, receive_bytes=1000)
+                server.append(WebSocketTransport(await request.accept(), "server"))
+
+            nursery.start_soon(accept)
+            client = await trio_websocket.wrap_client_stream(nursery, far, "localhost", "/arcp")
+            await trio.testing.wait_all_tasks_blocked()
+            (transport,) = server
+            stream.gate = trio.Event()
+
+            async def ping() -> None:
+                await client.ping(b"1")
+
+            async def send() -> None:
+                with pytest.raises(TransportClosedError):
+                    await transport.send([b"{}"])
+
+            # The pong holds the lock, the frames wait for it, and the close has been decided.
+            for step in (ping, send, lambda: transport.aclose(4001, "too slow")):
+                nursery.start_soon(step)
+                await trio.testing.wait_all_tasks_blocked()
+            stream.gate.set()
+            with pytest.raises(trio_websocket.ConnectionClosed):
+                await client.get_message()
+            assert client.closed is not None
+            assert (client.closed.code, client.closed.reason) == (4001, "too slow")
+
+
+@asynccontextmanager
+async def open_by_hand(after: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncGenerator[str, None]:
+    """A server that answers the upgrade by hand, then does what it is told, and never closes; yields its address."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+
+    async def serve() -> None:
+        while True:
+            nursery.start_soon(answer, await listener.accept())
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async with stream:
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += await stream.receive_some()
+            lines = dict(line.split(": ", 1) for line in request.decode().split("\r\n")[1:] if line)
+            key = {name.lower(): value for name, value in lines.items()}["sec-websocket-key"]
+            accept = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+            await stream.send_all(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Accept: %b\r\n\r\n" % base64.b64encode(accept)
+            )
+            await after(stream)
+            await trio.sleep_forever()
+
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        yield f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/arcp"
+        nursery.cancel_scope.cancel()
+
+
+async def say_nothing(_: trio.SocketStream) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.requirement("Z12", "T15")
+async def test_a_server_that_closes_and_keeps_its_socket_open() -> None:
+    """Leaving does not wait for it, and leaves no socket behind."""
+
+    async def close(stream: trio.SocketStream) -> None:
+        await stream.send_all(CLOSE_1001)
+
+    with trio.fail_after(5):
+        async with (
+            open_by_hand(close) as url,
+            open_websocket(url, receive_bytes=1000, connect_seconds=60, close_seconds=60) as transport,
+        ):
+            with pytest.raises(TransportClosedError) as caught:
+                await transport.receive()
+            assert caught.value.code == 1001
+            socket = transport._connection._stream.socket
+        assert socket.fileno() == -1
+
+
+@pytest.mark.requirement("Z12", "K05")
+async def test_a_ping_that_comes_behind_our_close_is_not_the_callers() -> None:
+    """The library's reader raises wsproto's error where it should be silent."""
+
+    async def ping(stream: trio.SocketStream) -> None:
+        while (await stream.receive_some())[0] != 0x88:
+            pass
+        await stream.send_all(b"\x89\x00" + CLOSE_1001)
+
+    async with open_by_hand(ping) as url:
+        with trio.fail_after(5):
+            async with open_websocket(url, receive_bytes=1000, connect_seconds=60, close_seconds=60):
+                pass
+            with pytest.raises(KeyError, match="the body's"):
+                await leave_by_an_error(url)
+
+
+async def leave_by_an_error(url: str) -> None:
+    async with open_websocket(url, receive_bytes=1000, connect_seconds=60, close_seconds=60):
+        raise KeyError("the body's")
+
+
+@pytest.mark.requirement("Z02", "Z03")
+@pytest.mark.parametrize("end", ["abort", "aclose", "leave"])
+async def test_leaving_with_a_full_queue(end: str) -> None:
+    """The library's reader waits for ours, which never comes: it must not keep the block from being left."""
+
+    async def flood(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(b"\x81\x02{}" * 1000)
+
+    async with open_by_hand(flood) as url:
+        with trio.fail_after(5):
+            async with open_websocket(url, receive_bytes=1000, connect_seconds=60, close_seconds=0.05) as transport:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                if end != "leave":
+                    with trio.move_on_after(0.01):
+                        await getattr(transport, end)()
+                socket = transport._connection._stream.socket
+        assert socket.fileno() == -1
+
+
+@pytest.mark.requirement("Z12")
+async def test_a_server_that_never_answers_a_close_is_left_at_the_deadline() -> None:
+    async with open_by_hand(say_nothing) as url:
+        with trio.fail_after(5):
+            async with open_websocket(url, receive_bytes=1000, connect_seconds=60, close_seconds=0.05) as transport:
+                socket = transport._connection._stream.socket
+        assert socket.fileno() == -1
+
+
+@pytest.mark.requirement("P14.2", "C07")
+async def test_the_secrets_of_a_url_are_not_shown() -> None:
+    async with open_by_hand(say_nothing) as url:
+        secret = url.replace("ws://", "ws://me:hunter2@") + "?key=hunter2"
+        options = {"receive_bytes": 1000, "connect_seconds": 5, "close_seconds": 0.01}
+        async with open_websocket(secret, **options) as transport:  # type: ignore[arg-type]
+            assert transport.description == url
+    with pytest.raises(TransportClosedError, match="cannot connect to ws://127") as caught:
+        async with open_websocket(secret, **options):  # type: ignore[arg-type]
+            raise AssertionError
+    assert "hunter2" not in f"{caught.value} {caught.value.reason}"
+
+
+@pytest.mark.requirement("P4.4")
+async def test_a_message_in_fragments_is_one_frame_and_bounded_as_a_whole() -> None:
+    async def send(stream: trio.SocketStream) -> None:
+        # Text without FIN, two continuations, the last with FIN; then one that never ends.
+        await stream.send_all(b'\x01\x01{\x00\x03"a"\x80\x03:1}')
+        await stream.send_all(b"\x01\x7e\x02\x00" + b"x" * 512 + b"\x00\x7e\x02\x00" + b"x" * 512)
+
+    async with (
+        open_by_hand(send) as url,
+        open_websocket(url, receive_bytes=1000, connect_seconds=5, close_seconds=0.05) as transport,
+    ):
+        with trio.fail_after(5):
+            assert list(await transport.receive()) == ['{"a":1}']
+            with pytest.raises(TransportClosedError) as caught:
+                await transport.receive()
+        assert caught.value.code == 1009
+
+
+@pytest.mark.requirement("P4.4")
+async def test_bytes_that_are_no_websocket_break_the_connection() -> None:
+    async def send(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"HTTP/1.1 400 what\r\n\r\n" * 10)
+
+    async with (
+        open_by_hand(send) as url,
+        open_websocket(url, receive_bytes=1000, connect_seconds=5, close_seconds=0.05) as transport,
+    ):
+        with trio.fail_after(5), pytest.raises(TransportClosedError):
+            while True:
+                await transport.receive()
