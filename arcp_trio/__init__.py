@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from ._version import __version__ as __version__
 from .client.client import Client as Client
-from .client.client import open_client as open_client
-from .client.client import open_client_over as open_client_over
 from .client.job_handle import CancelOutcome as CancelOutcome
 from .client.job_handle import Event as Event
 from .client.job_handle import JobHandle as JobHandle
 from .client.job_handle import Skipped as Skipped
+from .client.opening import open_client as open_client
+from .client.opening import open_client_over as open_client_over
 from .client.results import ResultFile as ResultFile
 from .embedded import open_session as _open_session
 from .gateway import Listening as Listening

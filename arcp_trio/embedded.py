@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from .client.client import Client, open_client_over
+from .client.client import Client
+from .client.opening import open_client_over
 from .limits import ClientLimits
 from .runtime import Runtime
 from .sessions.auth import Principal
@@ -36,7 +37,7 @@ async def open_session(
     Raises:
         ARCPError: The runtime refused the session, for a cap or because it shuts down.
 
-    Cancellation: as :func:`~arcp_trio.client.client.open_client_over`.
+    Cancellation: as :func:`~arcp_trio.client.opening.open_client_over`.
     """
     bounds = limits or ClientLimits()
     theirs, ours = open_memory_pair(receive_bytes=(runtime.limits.receive_bytes, bounds.receive_bytes))

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from ..client.client import Client, open_client
+from ..client.client import Client
+from ..client.opening import open_client
 from ..limits import ClientLimits
 from ..wire.errors import ARCPError
 from .errors import CommandError, ExitCode, describe_refusal

@@ -17,8 +17,9 @@ import attrs
 import trio
 
 from .._version import __version__
-from ..client.client import Client, open_client_over
+from ..client.client import Client
 from ..client.job_handle import CancelOutcome, JobHandle
+from ..client.opening import open_client_over
 from ..client.results import ResultFile
 from ..gateway import Listening, serve_websocket
 from ..limits import Limits

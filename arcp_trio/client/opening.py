@@ -1,0 +1,153 @@
+"""How a session is opened and left: over any transport, and over a WebSocket."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import trio
+
+from ..limits import ClientLimits
+from ..transports.base import Transport, TransportClosedError
+from ..transports.websocket import open_websocket
+from ..wire.errors import ConnectionLostError
+from ..wire.ids import IdFactory
+from ..wire.timestamps import WallClock
+from .client import Client
+
+__all__ = ["open_client", "open_client_over"]
+
+
+@asynccontextmanager
+async def open_client_over(
+    transport: Transport,
+    *,
+    token: str,
+    name: str = "arcp-trio",
+    limits: ClientLimits | None = None,
+    ids: IdFactory | None = None,
+    clock: WallClock | None = None,
+) -> AsyncGenerator[Client, None]:
+    """Open a session over a transport that is connected; both are closed on leaving.
+
+    Args:
+        transport: Of any kind.
+        token: The bearer token.
+        name: How the client names itself.
+        limits: Its bounds; ``None`` for the defaults.
+        ids: Where ids come from; tests give their own.
+        clock: The time of day; tests give their own.
+
+    Raises:
+        UnauthenticatedError: The runtime refused the token.
+        ARCPError: The runtime refused the session for another reason.
+        ConnectionLostError: The connection ended before the welcome, or no welcome came in time.
+
+    Whatever the body raises leaves as it is, not in a group. Jobs of the session go on after it.
+
+    Cancellation: the session is closed politely within ``ClientLimits.close_seconds``.
+    """
+    limits = limits or ClientLimits()
+    client = Client(transport, limits=limits, ids=ids or IdFactory(), clock=clock or WallClock())
+    try:
+        frames: Sequence[bytes | str] | None = None
+        try:
+            with trio.move_on_after(limits.connect_seconds):
+                frames = await client._shake_hands(token, name)  # noqa: SLF001
+        except TransportClosedError as exc:
+            raise ConnectionLostError(f"no welcome: {exc}") from exc
+        if frames is None:
+            raise ConnectionLostError(f"no welcome within {limits.connect_seconds:g} seconds")
+        body_error: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_write, client, name="arcp client writer")
+            nursery.start_soon(client._read, frames, name="arcp client reader")  # noqa: SLF001
+            try:
+                yield client
+            except BaseException as exc:  # noqa: BLE001, ASYNC103  # raised below, outside of the nursery
+                body_error = exc
+            try:
+                await client._say_goodbye()  # noqa: SLF001
+            except KeyboardInterrupt as exc:
+                body_error = exc
+            nursery.cancel_scope.cancel(reason="the client is closed")
+        if body_error is not None:
+            raise body_error
+    finally:
+        for path in client._result_files:  # noqa: SLF001
+            path.unlink(missing_ok=True)
+        await transport.abort()  # noqa: ASYNC102  # never blocks
+
+
+async def _write(client: Client) -> None:
+    try:
+        await client._writer.run()  # noqa: SLF001
+    except TransportClosedError as exc:
+        client._lose(ConnectionLostError(f"the connection has ended: {exc}"))  # noqa: SLF001
+    finally:
+        client._written.set()  # noqa: SLF001
+
+
+def _check_plaintext(url: str) -> None:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "wss" or host == "localhost":
+        return
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    except ValueError:
+        pass
+    raise ValueError(
+        f"the token would cross the network unencrypted to {host}: use wss://, or say allow_plaintext=True"
+    )
+
+
+@asynccontextmanager
+async def open_client(
+    url: str,
+    *,
+    token: str,
+    name: str = "arcp-trio",
+    limits: ClientLimits | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    allow_plaintext: bool = False,
+) -> AsyncGenerator[Client, None]:
+    """Open a session with the runtime at ``url``, as an asynchronous context manager.
+
+    Args:
+        url: ``ws://HOST:PORT/arcp`` or ``wss://…``.
+        token: The bearer token.
+        name: How the client names itself.
+        limits: Its bounds; ``None`` for the defaults.
+        ssl_context: For ``wss://``; ``None`` verifies against the system's authorities.
+        allow_plaintext: Whether the token may go over ``ws://`` to another machine (P14.1).
+
+    Raises:
+        ValueError: The URL is not one, or is ``ws://`` to another machine and ``allow_plaintext`` was not said.
+        ConnectionLostError: The runtime cannot be reached, or the connection ended before the welcome.
+        UnauthenticatedError: The runtime refused the token.
+        ARCPError: The runtime refused the session for another reason.
+
+    Cancellation: as :func:`open_client_over`.
+    """
+    if not allow_plaintext:
+        _check_plaintext(url)
+    bounds = limits or ClientLimits()
+    try:
+        async with (
+            open_websocket(
+                url,
+                receive_bytes=bounds.receive_bytes,
+                connect_seconds=bounds.connect_seconds,
+                close_seconds=bounds.close_seconds,
+                ssl_context=ssl_context,
+            ) as transport,
+            open_client_over(transport, token=token, name=name, limits=bounds) as client,
+        ):
+            yield client
+    except TransportClosedError as exc:
+        raise ConnectionLostError(exc.reason or str(exc)) from exc
