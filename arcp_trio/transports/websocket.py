@@ -28,7 +28,6 @@ RECEIVE_QUEUE = 32
 """Messages that the library queues before its reader waits for ours, which never stops draining."""
 
 _RECEIVE_BUFFER = 64 * 1024
-_MAX_REASON = 120
 
 
 class _Engine:
@@ -128,8 +127,8 @@ class WebSocketTransport:
         if self._binary:
             code, reason = CloseCode.UNSUPPORTED_DATA, "ARCP frames are text"
         try:
-            # A reason has at most 123 bytes in a close frame.
-            await self._connection.aclose(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
+            # A reason has at most 123 bytes in a close frame: wsproto cuts it, between characters.
+            await self._connection.aclose(code, reason)
         except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError, LocalProtocolError):
             await self.abort()
         except trio.Cancelled:
@@ -211,6 +210,7 @@ async def open_websocket(
         ValueError: The URL is not one.
     """
     opened = False
+    body_error: BaseException | None = None
     try:
         # The library's context manager and not its connect function: a refusal is raised in the
         # library's reader task, and only the former brings it to the caller, alone.
@@ -227,22 +227,28 @@ async def open_websocket(
             transport = WebSocketTransport(connection, _without_secrets(url))
             try:
                 yield transport
+            except BaseException as exc:
+                body_error = exc
+                raise
             finally:
                 transport.stop_receiving()
-                if connection.closed is not None:
-                    # The library leaves the stream open where the peer, or a limit, has closed, and
-                    # waits for the peer to do it.
-                    await transport.abort()  # noqa: ASYNC102  # never blocks
+                # Here and not by the library: where its reader fails meanwhile, it would raise the Cancelled of
+                # its own nursery, which belongs to no scope outside.
+                with trio.move_on_after(close_seconds):
+                    await transport.aclose()  # noqa: ASYNC102  # cancelled, it closes at once
+                # The library leaves the stream open where the peer, or a limit, has closed, and waits for the peer.
+                await transport.abort()  # noqa: ASYNC102  # never blocks
     except trio_websocket.ConnectionRejected as exc:
         raise TransportClosedError(
             CloseCode.POLICY, f"{_without_secrets(url)} refused the upgrade with HTTP status {exc.status_code}"
         ) from exc
-    except (trio_websocket.HandshakeError, ConnectionClosed, LocalProtocolError, OSError) as exc:
+    except LocalProtocolError:
+        # The peer's ping came behind our close, and the library's reader failed to answer it.
+        if body_error is not None and not isinstance(body_error, trio.Cancelled):
+            raise body_error from None
+    except (trio_websocket.HandshakeError, ConnectionClosed, OSError) as exc:
         if opened:
-            # Ours were translated where they arose: this is the caller's; or a closing that took too long, or in
-            # which the peer's ping came behind our close, which the library's reader fails to answer.
-            if isinstance(exc, (trio_websocket.DisconnectionTimeout, LocalProtocolError)):
-                return
+            # Ours were translated where they arose: this is the caller's.
             raise
         raise TransportClosedError(
             CloseCode.ABNORMAL, f"cannot connect to {_without_secrets(url)}: {_root_cause(exc)}"

@@ -184,6 +184,23 @@ async def test_the_first_of_several_closes_counts(open_pair: Any) -> None:
             await left.aclose(1000, "fourth")
 
 
+@pytest.mark.requirement("Z04")
+async def test_an_abort_behind_a_close_takes_nothing_back(open_pair: Any) -> None:
+    async with open_pair() as (left, right):
+
+        async def end() -> None:
+            await left.send([b"{}", LARGE, b"[]"])
+            with trio.move_on_after(0.05):
+                # Not longer: where the other end has to answer it may not have been read yet.
+                await left.aclose(1001, "bye")
+            await left.abort()
+
+        await end()
+        frames, closed = await read_to_the_end(right)
+        assert frames == ["{}", LARGE.decode(), "[]"]
+        assert (closed.code, closed.reason) == (1001, "bye")
+
+
 @pytest.mark.parametrize("first", ["aclose", "abort"])
 async def test_after_an_end_everything_is_harmless_and_a_checkpoint(open_pair: Any, first: str) -> None:
     async with open_pair() as (left, right), trio.open_nursery() as nursery:

@@ -139,12 +139,20 @@ async def test_a_ping_that_comes_behind_our_close_is_not_the_callers() -> None:
             pass
         await stream.send_all(b"\x89\x00" + CLOSE_1001)
 
-    async with open_by_hand(ping) as url:
-        with trio.fail_after(5):
+    left = 0
+    with trio.fail_after(5):
+        async with open_by_hand(ping) as url:
             async with open_websocket(url, receive_bytes=1000, connect_seconds=60, close_seconds=60):
                 pass
+            left += 1
+            async with open_websocket(url, receive_bytes=1000, connect_seconds=60, close_seconds=60) as transport:
+                await transport.aclose()
+            left += 1
             with pytest.raises(KeyError, match="the body's"):
                 await leave_by_an_error(url)
+            left += 1
+    # A stray Cancelled would have ended the block above without a word.
+    assert left == 3
 
 
 async def leave_by_an_error(url: str) -> None:
