@@ -6,15 +6,16 @@ import ipaddress
 import logging
 import ssl
 from collections.abc import Collection
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import attrs
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
-from wsproto.utilities import LocalProtocolError
 
 from .runtime import Runtime
 from .sessions.auth import Verifier
+from .transports.base import TransportClosedError
 from .transports.websocket import WebSocketTransport, accept_websocket, upgrade_host
 
 __all__ = ["Listening", "serve_websocket"]
@@ -48,6 +49,12 @@ def _is_loopback(host: str) -> bool:
 
 def _host_name(value: str) -> str | None:
     """Return the host of a Host header or an Origin, without its port; ``None`` if it is neither."""
+    if value.count(":") > 1 and "[" not in value and "//" not in value:
+        # An IPv6 address without its brackets, as trio-websocket's client writes it, with or without a port.
+        for address in (value.rpartition(":")[0], value):
+            with suppress(ValueError):
+                return str(ipaddress.ip_address(address))
+        return None
     try:
         return urlsplit(value if "//" in value else f"//{value}").hostname
     except ValueError:
@@ -71,11 +78,8 @@ class _Gateway:
         """Serve one TCP connection, in a task of the runtime: nothing that it raises may leave."""
         try:
             await self._serve(stream)
-        except* (ConnectionClosed, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
+        except* (ConnectionClosed, TransportClosedError, OSError) as group:
             logger.debug("a connection broke before its handshake: %r", group.exceptions)
-        except* LocalProtocolError as group:
-            # The peer's ping came after our close: the library's reader fails to answer it.
-            logger.debug("a connection broke in its closing: %r", group.exceptions)
         except* Exception:
             logger.exception("a connection failed")
         except* KeyboardInterrupt as group:

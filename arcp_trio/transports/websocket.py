@@ -9,10 +9,12 @@ library changes.
 
 from __future__ import annotations
 
+import logging
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import trio
 import trio_websocket
@@ -23,6 +25,10 @@ from wsproto.utilities import LocalProtocolError
 from .base import CloseCode, TransportClosedError
 
 __all__ = ["RECEIVE_QUEUE", "WebSocketTransport", "accept_websocket", "open_websocket", "upgrade_host"]
+
+logger = logging.getLogger("arcp_trio.transports")
+
+_T = TypeVar("_T")
 
 RECEIVE_QUEUE = 32
 """Messages that the library queues before its reader waits for ours, which never stops draining."""
@@ -56,7 +62,9 @@ class _Engine:
 
     async def close_stream(self) -> None:
         """Close the stream below, with no closing handshake and no further byte."""
-        await trio.aclose_forcefully(self._connection._stream)  # noqa: SLF001
+        with trio.CancelScope(shield=True):
+            # Shielded: it never blocks, and a cleanup in a cancelled scope goes on behind it.
+            await trio.aclose_forcefully(self._connection._stream)  # noqa: SLF001
 
 
 class WebSocketTransport:
@@ -145,6 +153,47 @@ class WebSocketTransport:
         await self._engine.close_stream()
 
 
+class _Reader:
+    """Stands in for the nursery in which the library starts its reader task.
+
+    Two things go wrong in the library's own: an error of the reader cancels whoever uses the connection (a ping behind
+    our close is one), and a handshake waits for ever when the reader has ended, because the peer has gone.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._handshake = trio.CancelScope()
+        self.error: Exception | None = None
+
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        """Start the reader; all that the library asks of a nursery."""
+        self._nursery.start_soon(self._run, reader, name="websocket reader")
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await reader()
+        except (trio_websocket.ConnectionRejected, LocalProtocolError) as exc:
+            self.error = exc
+        except Exception as exc:
+            logger.exception("a bug in the reader of a websocket")
+            self.error = exc
+        finally:
+            self._handshake.cancel(reason="the peer has gone")
+
+    async def shake_hands(self, wrap: Callable[..., Awaitable[_T]], *args: Any, **options: Any) -> _T | None:
+        """Return what ``wrap(nursery, …)`` returns; ``None`` if the reader ends before it does."""
+        with self._handshake:
+            return await wrap(
+                self,
+                *args,
+                message_queue_size=RECEIVE_QUEUE,
+                receive_buffer_size=_RECEIVE_BUFFER,
+                **options,
+            )
+        return None
+
+
 async def accept_websocket(
     nursery: trio.Nursery, stream: trio.abc.Stream, *, receive_bytes: int
 ) -> trio_websocket.WebSocketRequest:
@@ -155,15 +204,16 @@ async def accept_websocket(
         stream: The connection, after TLS if there is any.
         receive_bytes: The largest message that is read; a larger one closes with 1009 (P4.4).
 
+    Raises:
+        TransportClosedError: The peer has gone, or what it sent is no HTTP.
+
     Cancellation: the stream is to be closed by the caller.
     """
-    return await trio_websocket.wrap_server_stream(
-        nursery,
-        stream,
-        message_queue_size=RECEIVE_QUEUE,
-        max_message_size=receive_bytes,
-        receive_buffer_size=_RECEIVE_BUFFER,
-    )
+    wrap = trio_websocket.wrap_server_stream
+    request = await _Reader(nursery).shake_hands(wrap, stream, max_message_size=receive_bytes)
+    if request is None:
+        raise TransportClosedError(CloseCode.ABNORMAL, "the connection ended before its upgrade")
+    return request
 
 
 def upgrade_host(request: trio_websocket.WebSocketRequest) -> str | None:
@@ -187,6 +237,22 @@ def _without_secrets(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+async def _open_stream(parts: SplitResult, port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
+    assert parts.hostname is not None
+    stream = await trio.open_tcp_stream(parts.hostname, port)
+    if parts.scheme == "ws":
+        return stream
+    context = context or ssl.create_default_context()
+    secure = trio.SSLStream(stream, context, server_hostname=parts.hostname, https_compatible=True)
+    try:
+        # Here, and not with the first bytes: what is wrong with a certificate is known and said at once.
+        await secure.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(stream)  # noqa: ASYNC102, ASYNC120  # never blocks
+        raise
+    return secure
+
+
 @asynccontextmanager
 async def open_websocket(
     url: str,
@@ -201,55 +267,74 @@ async def open_websocket(
     Args:
         url: The runtime's address.
         receive_bytes: The largest message that is read.
-        connect_seconds: How long connecting and the upgrade may take.
+        connect_seconds: How long connecting and the upgrade may take together.
         close_seconds: How long the closing handshake may take.
         ssl_context: For ``wss://``; ``None`` verifies the server against the system's authorities.
 
     Raises:
         TransportClosedError: It could not be opened; the reason says why.
         ValueError: The URL is not one.
+
+    Whatever the body raises leaves as it is, not in a group.
+
+    Cancellation: the connection is closed at once.
     """
-    opened = False
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ValueError("a WebSocket's URL is ws://HOST… or wss://HOST…")
+    default_port = 80 if parts.scheme == "ws" else 443
+    port = parts.port or default_port
+    # The library's own way to connect leaves an IPv6 address without its brackets, and a socket open when it fails.
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if port != default_port:
+        host = f"{host}:{port}"
+    resource = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+    shown = _without_secrets(url)
+    stream: trio.abc.Stream | None = None
+    connecting = trio.CancelScope(deadline=trio.current_time() + connect_seconds)
+    try:
+        with connecting:
+            stream = await _open_stream(parts, port, ssl_context)
+    except (OSError, trio.BrokenResourceError) as exc:
+        raise TransportClosedError(CloseCode.ABNORMAL, f"cannot connect to {shown}: {_root_cause(exc)}") from exc
+    if stream is None:
+        raise TransportClosedError(
+            CloseCode.ABNORMAL, f"cannot connect to {shown}: nothing within {connect_seconds:g} seconds"
+        )
+    connection: WebSocketConnection | None = None
     body_error: BaseException | None = None
     try:
-        # The library's context manager and not its connect function: a refusal is raised in the
-        # library's reader task, and only the former brings it to the caller, alone.
-        async with trio_websocket.open_websocket_url(
-            url,
-            ssl_context,
-            message_queue_size=RECEIVE_QUEUE,
-            max_message_size=receive_bytes,
-            receive_buffer_size=_RECEIVE_BUFFER,
-            connect_timeout=connect_seconds,
-            disconnect_timeout=close_seconds,
-        ) as connection:
-            opened = True
-            transport = WebSocketTransport(connection, _without_secrets(url))
-            try:
-                yield transport
-            except BaseException as exc:
-                body_error = exc
-                raise
-            finally:
+        async with trio.open_nursery() as nursery:
+            reader = _Reader(nursery)
+            with trio.CancelScope(deadline=connecting.deadline):
+                wrap = trio_websocket.wrap_client_stream
+                connection = await reader.shake_hands(wrap, stream, host, resource, max_message_size=receive_bytes)
+            if connection is not None:
+                transport = WebSocketTransport(connection, shown)
+                try:
+                    yield transport
+                except BaseException as exc:  # noqa: BLE001, ASYNC103  # raised below, outside of the nursery
+                    body_error = exc
                 transport.stop_receiving()
-                # Here and not by the library: where its reader fails meanwhile, it would raise the Cancelled of
-                # its own nursery, which belongs to no scope outside.
-                with trio.move_on_after(close_seconds):
-                    await transport.aclose()  # noqa: ASYNC102  # cancelled, it closes at once
-                # The library leaves the stream open where the peer, or a limit, has closed, and waits for the peer.
-                await transport.abort()  # noqa: ASYNC102  # never blocks
-    except trio_websocket.ConnectionRejected as exc:
-        raise TransportClosedError(
-            CloseCode.POLICY, f"{_without_secrets(url)} refused the upgrade with HTTP status {exc.status_code}"
-        ) from exc
-    except LocalProtocolError:
-        # The peer's ping came behind our close, and the library's reader failed to answer it.
-        if body_error is not None and not isinstance(body_error, trio.Cancelled):
-            raise body_error from None
-    except (trio_websocket.HandshakeError, ConnectionClosed, OSError) as exc:
-        if opened:
-            # Ours were translated where they arose: this is the caller's.
-            raise
-        raise TransportClosedError(
-            CloseCode.ABNORMAL, f"cannot connect to {_without_secrets(url)}: {_root_cause(exc)}"
-        ) from exc
+                if not isinstance(body_error, trio.Cancelled):
+                    with trio.move_on_after(close_seconds, shield=True):
+                        await transport.aclose()
+                await transport.abort()
+            nursery.cancel_scope.cancel(reason="the connection is closed")
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(stream)
+    if connection is None:
+        raise _refused(shown, reader.error, connect_seconds, timed_out=trio.current_time() >= connecting.deadline)
+    if body_error is not None:
+        raise body_error
+
+
+def _refused(shown: str, error: Exception | None, connect_seconds: float, *, timed_out: bool) -> TransportClosedError:
+    """Say why there is no connection after an upgrade was asked for."""
+    if isinstance(error, trio_websocket.ConnectionRejected):
+        return TransportClosedError(
+            CloseCode.POLICY, f"{shown} refused the upgrade with HTTP status {error.status_code}"
+        )
+    why = f"no answer to the upgrade within {connect_seconds:g} seconds" if timed_out else "it hung up on the upgrade"
+    return TransportClosedError(CloseCode.ABNORMAL, f"cannot connect to {shown}: {why}")
