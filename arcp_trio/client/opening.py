@@ -73,6 +73,8 @@ async def open_client_over(
                 await client._say_goodbye()  # noqa: SLF001
             except KeyboardInterrupt as exc:
                 body_error = exc
+            # Shielded, so that what a caller's scope cancels meanwhile does not take the place of the body's error.
+            nursery.cancel_scope.shield = True
             nursery.cancel_scope.cancel(reason="the client is closed")
         if body_error is not None:
             raise body_error

@@ -225,7 +225,7 @@ def upgrade_host(request: trio_websocket.WebSocketRequest) -> str | None:
 
 
 def _root_cause(exc: BaseException) -> str:
-    """Say what is behind the library's error, which often says nothing itself."""
+    """Say what is behind an error of connecting, which often says nothing itself."""
     while isinstance(exc, BaseExceptionGroup) or exc.__cause__ is not None:
         exc = exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__ or exc
     return str(exc) or type(exc).__name__
@@ -235,6 +235,18 @@ def _without_secrets(url: str) -> str:
     """Return a URL as logs may show it: without userinfo and query, where some proxies take a key (P14.2)."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _upgrade_target(parts: SplitResult) -> tuple[str, int, str]:
+    """Return the Host header, the port and the resource that an upgrade asks for."""
+    default_port = 80 if parts.scheme == "ws" else 443
+    port = parts.port or default_port
+    hostname = parts.hostname or ""
+    # The library's own way to connect leaves an IPv6 address without its brackets, and a socket open when it fails.
+    host = f"[{hostname}]" if ":" in hostname else hostname
+    if port != default_port:
+        host = f"{host}:{port}"
+    return host, port, urlunsplit(("", "", parts.path or "/", parts.query, ""))
 
 
 async def _open_stream(parts: SplitResult, port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
@@ -277,18 +289,12 @@ async def open_websocket(
 
     Whatever the body raises leaves as it is, not in a group.
 
-    Cancellation: the connection is closed at once.
+    Cancellation: the connection is closed at once; cancelled while it is being left, within ``close_seconds``.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
         raise ValueError("a WebSocket's URL is ws://HOST… or wss://HOST…")
-    default_port = 80 if parts.scheme == "ws" else 443
-    port = parts.port or default_port
-    # The library's own way to connect leaves an IPv6 address without its brackets, and a socket open when it fails.
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    if port != default_port:
-        host = f"{host}:{port}"
-    resource = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+    host, port, resource = _upgrade_target(parts)
     shown = _without_secrets(url)
     stream: trio.abc.Stream | None = None
     connecting = trio.CancelScope(deadline=trio.current_time() + connect_seconds)
@@ -320,6 +326,8 @@ async def open_websocket(
                     with trio.move_on_after(close_seconds, shield=True):
                         await transport.aclose()
                 await transport.abort()
+            # Shielded, so that what a caller's scope cancels meanwhile does not take the place of the body's error.
+            nursery.cancel_scope.shield = True
             nursery.cancel_scope.cancel(reason="the connection is closed")
     finally:
         with trio.CancelScope(shield=True):

@@ -235,5 +235,8 @@ async def test_an_abort_is_done_even_where_everything_is_cancelled(open_pair: An
         with trio.CancelScope() as scope:
             scope.cancel()
             await left.abort()
+            # It does not raise, so that what a cleanup does behind it is done too.
+            aborted = True
+        assert aborted
         _, closed = await read_to_the_end(right)
         assert closed.code == 1006
