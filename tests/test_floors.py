@@ -39,10 +39,11 @@ The package itself (``__init__``) is the map above all but the first.
 NEIGHBOURS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "runtime": {"shutdown"},
+    "transports": {"timers"},
 }
 
 # Narrower than their floor: the client is the other end of the wire, and knows no runtime.
-ONLY: dict[str, set[str]] = {"client": {"client", "wire", "transports", "limits", "_version"}}
+ONLY: dict[str, set[str]] = {"client": {"client", "wire", "transports", "timers", "limits", "_version"}}
 
 WITHOUT_TRIO = ("wire", "authority", "jobs.lifecycle", "sessions.stream", "records", "limits", "_version")
 ABOVE_ONLY = {"cyclopts", "rich"}
