@@ -28,7 +28,7 @@ async def test_a_handle_that_nobody_reads_is_bounded(script: Script) -> None:
         async with runtime.open_session(principal="me", limits=LIMITS) as client:
             job = await client.submit("flood", 5000)
             assert await job.result() == 5000
-            assert len(job._events) == 10
+            assert len(job._tail) == 10
             items = [item async for item in job.events()]
     assert items[0] == arcp_trio.Skipped(4990)
     assert [item.body["message"] for item in items[1:]] == [f"line {n}" for n in range(4990, 5000)]  # type: ignore[union-attr]

@@ -426,9 +426,9 @@ async def test_jobs_of_others_disturb_nothing(
             # It still takes its own.
             await fake.send({**number(46).frame, "session_id": client.session_id})
             await fake.receive("session.pong")
-            assert not client._jobs
-            assert not client._early
-            assert client._early_frames == 0
+            assert not client._session.jobs
+            assert not client._session.early.frames
+            assert client._session.early.count == 0
 
 
 def refused_hellos() -> list[Record]:

@@ -436,7 +436,7 @@ async def frames_of_our_client() -> list[Frame]:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lambda arguments=arguments, more=more: ask(*arguments, **more))
                 await accept(index)
-        handle = client._jobs["job_0"]
+        handle = client._session.jobs["job_0"]
         for reason in ("enough", ""):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(handle.cancel, reason)
