@@ -290,9 +290,9 @@ async def test_what_a_client_does_not_know_does_not_disturb_it(caplog: pytest.Lo
         pong = await server.raw.receive_until("session.pong")
         assert pong["payload"]["ping_nonce"] == "n1"
         await server.say("job.accepted", {"job_id": "job_1", "request_id": submit["id"]}, job_id="job_1")
-        await server.say("job.event", {"kind": "x-new", "body": {"a": 1}}, job_id="job_1", event_seq=1)
-        await server.say("job.result", {"output": "fine"}, job_id="job_1", event_seq=2)
-        await server.say("job.error", {"code": "CANCELLED", "message": "late"}, job_id="job_1", event_seq=3)
+        await server.say("job.event", {"kind": "x-new", "body": {"a": 1}}, job_id="job_1", event_seq=2)
+        await server.say("job.result", {"output": "fine"}, job_id="job_1", event_seq=3)
+        await server.say("job.error", {"code": "CANCELLED", "message": "late"}, job_id="job_1", event_seq=4)
 
     async def use(client: arcp_trio.Client) -> None:
         job = await client.submit("a")
