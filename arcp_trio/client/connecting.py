@@ -191,7 +191,7 @@ class Connector:
         end = link.end
         assert end is not None
         error = link.said or ConnectionLostError(f"the connection has ended: {end.reason}")
-        if self._connect is None or self._reconnect is None or self._session.resume_token is None:
+        if self._connect is None or self._reconnect is None or self._session.resume_request() is None:
             return error
         if link.goodbye or error.code in _FINAL_ERRORS:
             return error
@@ -256,11 +256,7 @@ class Connector:
             ConnectionLostError: The connection ended before the welcome, or none came in time.
         """
         session = self._session
-        assert session.resume_token is not None
-        resume = ResumeRequest(
-            session_id=session.session_id, resume_token=session.resume_token, last_event_seq=session.sequence.last
-        )
-        hello_id, hello = self._make_hello(resume)
+        hello_id, hello = self._make_hello(session.resume_request())
         try:
             welcome, frames = await self._shake_hands(transport, hello)
             session.resumed(welcome)
