@@ -12,7 +12,7 @@ import trio.testing
 from helpers import ALL_FEATURES, Frame, RawClient
 
 import arcp_trio
-from arcp_trio.transports.base import TransportClosedError
+from arcp_trio.transports.base import Transport, TransportClosedError
 from arcp_trio.transports.memory import MemoryTransport, open_memory_pair
 
 OURS = [*ALL_FEATURES]
@@ -179,3 +179,16 @@ async def start_job(
     await connection.accept(await connection.expect("job.submit"), job_id)
     assert isinstance(call.value, arcp_trio.JobHandle)
     return call.value
+
+
+class Stuck:
+    """Stands before a transport and takes no further byte."""
+
+    def __init__(self, inner: Transport) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        await trio.sleep_forever()

@@ -1,16 +1,18 @@
-"""What was asked when a connection broke: answered behind the next one, or failed; never forgotten, never done twice."""
+"""What was asked when a connection broke: answered behind the next one, or failed; never forgotten or done twice."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.testing
-from helpers import Frame
-from playing import OTHERS, OURS, Call, Connection, open_played, start_job
+from playing import OTHERS, OURS, Call, Connection, Stuck, open_played, start_job
 
 import arcp_trio
+
+if TYPE_CHECKING:
+    from helpers import Frame
 
 REPEATABLE = ["cancel", "subscribe", "list", "submit with a key"]
 TYPES = {
@@ -55,20 +57,21 @@ async def test_what_changes_nothing_twice_is_asked_again(kind: str, autojump_clo
         job = await start_job(nursery, client, first)
         call = ask(nursery, client, job, kind)
         request = await first.expect(TYPES[kind])
+        connection = first
         for number in range(2, 4):
-            await first.drop()
-            first = await played.next()
-            await first.welcome(f"rt_{number}")
+            await connection.drop()
+            connection = await played.next()
+            await connection.welcome(f"rt_{number}")
             # The very same frame: a runtime that remembers messages sees that it is a retransmission.
-            assert await first.expect(TYPES[kind]) == request
-        await first.replayed()
+            assert await connection.expect(TYPES[kind]) == request
+        await connection.replayed()
         assert not call.done
-        await answer(first, kind, request)
+        await answer(connection, kind, request)
         assert call.error is None
         assert call.done
         # An answer that comes again, from the replay, is nobody's.
-        await answer(first, kind, request)
-        await first.nothing_came()
+        await answer(connection, kind, request)
+        await connection.nothing_came()
 
 
 @pytest.mark.requirement("K02", "D2")
@@ -158,33 +161,15 @@ async def test_elsewhere_a_submit_without_a_key_fails_with_its_connection(
         assert waiting.value.job_id == "job_c"
 
 
-class Stuck:
-    """A transport that takes a hello and no further byte."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.sent = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    async def send(self, frames: list[bytes]) -> None:
-        self.sent += 1
-        if self.sent > 1:
-            await trio.sleep_forever()
-        await self.inner.send(frames)
-
-
 @pytest.mark.requirement("K02")
 async def test_what_no_writer_took_was_never_sent(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     """A submit without a key that stood behind a stuck write is simply sent with the next connection."""
     async with open_played() as (played, first, client), trio.open_nursery() as nursery:
         link = client._session.link
         assert link is not None
         link._writer._transport = Stuck(link.transport)
-        link._writer._transport.sent = 1
         taken = Call(nursery, client.submit, "taken")
         await trio.testing.wait_all_tasks_blocked()
         behind = Call(nursery, client.submit, "behind")
