@@ -144,7 +144,7 @@ class Connector:
     # --- keeping ------------------------------------------------------------------------------------
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self, link: Link, frames: Sequence[bytes | str]) -> None:
+    async def keep_connected(self, link: Link, frames: Sequence[bytes | str]) -> None:
         """Keep the session connected until it is given up or closed.
 
         Args:
@@ -154,7 +154,10 @@ class Connector:
         Cancellation: everything that waits fails: the client was closed.
         """
         try:
-            error = await self._keep(link, frames)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._timers.run, name="arcp client timers")
+                error = await self._keep(link, frames)
+                nursery.cancel_scope.cancel(reason="the session has ended")
             if error is not None:
                 self._session.lose(error)
                 self._show(ConnectionState(phase="given_up", reason=error.message, error=error))
