@@ -1,59 +1,15 @@
-"""A session's stream against a model, and what happens to a client that does not read."""
+"""What happens to a client that does not read, and the caps on sessions."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 from helpers import RawClient, Script, connect_raw, open_raw
-from hypothesis import given
-from hypothesis import strategies as st
 
 import arcp_trio
-from arcp_trio.sessions.stream import SessionStream
-
-
-@pytest.mark.requirement("P8.2", "S02")
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("event"), st.integers(0, 300)),
-            st.tuples(st.just("rider"), st.integers(1, 300)),
-            st.tuples(st.just("take"), st.integers(1, 1000)),
-        ),
-        max_size=80,
-    )
-)
-def test_a_stream_against_a_model(steps: list[tuple[str, int]]) -> None:
-    stream = SessionStream("sess_01M85F391K8FD3QA6M9FPWSM41")
-    waiting: list[tuple[int | None, int]] = []
-    told: list[int | None] = []
-    number = 0
-    for step, size in steps:
-        if step == "event":
-            number += 1
-            tail = b',"payload":{"x":"%b"}}' % (b"x" * size)
-            assert stream.append(tail) == number
-            waiting.append((number, len(tail)))
-        elif step == "rider":
-            stream.append_rider(b'{"rider":"%b"}' % (b"x" * size))
-            waiting.append((None, len(b'{"rider":""}') + size))
-        else:
-            frames = [json.loads(frame) for frame in stream.take(size)]
-            # At least one if there is one, in order, with no gap.
-            assert bool(frames) == bool(waiting)
-            for frame in frames:
-                assert frame.get("event_seq") == waiting.pop(0)[0]
-                told.append(frame.get("event_seq"))
-        assert stream.unsent_events == len(waiting)
-        assert stream.unsent_bytes == sum(length for _, length in waiting)
-    while frames := stream.take(500):
-        told += [json.loads(frame).get("event_seq") for frame in frames]
-    numbered = [seq for seq in told if seq is not None]
-    assert numbered == list(range(1, number + 1))
 
 
 async def read_on(client: RawClient) -> tuple[list[dict[str, Any]], int]:
@@ -80,7 +36,7 @@ async def test_a_client_that_never_reads_hurts_itself_alone(autojump_clock: trio
     async def echo(job: arcp_trio.JobContext, value: Any) -> Any:
         return value
 
-    limits = arcp_trio.Limits(throttle_events=500, throttle_seconds=5, unsent_events=2000)
+    limits = arcp_trio.Limits(lag_events=500, throttle_seconds=5, window_events=4000)
     async with arcp_trio.open_runtime(agents, limits=limits) as runtime:
         sleeper = await connect_raw(runtime)
         await sleeper.request("job.submit", {"agent": "flood", "input": 20_000})
@@ -109,7 +65,7 @@ async def test_a_client_that_reads_again_in_time_is_told_why(autojump_clock: tri
             await job.log("info", "x" * 1000)
         return count
 
-    limits = arcp_trio.Limits(throttle_events=500, throttle_seconds=1, unsent_events=1000, close_seconds=30)
+    limits = arcp_trio.Limits(lag_events=500, throttle_seconds=1, window_events=2000, close_seconds=30)
     async with arcp_trio.open_runtime(agents, limits=limits) as runtime:
         client = await connect_raw(runtime)
         await client.request("job.submit", {"agent": "flood", "input": 5000})
@@ -120,7 +76,7 @@ async def test_a_client_that_reads_again_in_time_is_told_why(autojump_clock: tri
         assert code == 4001
         last = frames[-1]
         assert (last["type"], last["payload"]["code"]) == ("session.error", "INTERNAL_ERROR")
-        assert last["payload"]["details"] == {"limit": "unsent_events"}
+        assert last["payload"]["details"] == {"limit": "window_events", "resumable_from": 0}
         assert last["payload"]["retryable"] is True
 
 
@@ -134,7 +90,7 @@ async def test_an_agent_waits_only_while_its_client_lags(autojump_clock: trio.te
             await job.log("info", "x" * 1000)
         return count
 
-    limits = arcp_trio.Limits(throttle_events=200, throttle_seconds=5, unsent_events=1000)
+    limits = arcp_trio.Limits(lag_events=200, throttle_seconds=5, window_events=2000)
     async with arcp_trio.open_runtime(agents, limits=limits) as runtime, open_raw(runtime) as client:
         await client.request("job.submit", {"agent": "flood", "input": 5000})
         count = 0
@@ -145,7 +101,11 @@ async def test_an_agent_waits_only_while_its_client_lags(autojump_clock: trio.te
                 await trio.sleep(1)
             if frame["type"] == "job.result":
                 break
-        assert count == 5001
+        notices = [
+            frame for frame in client.received if frame["payload"].get("body", {}).get("phase") == "back_pressure"
+        ]
+        assert notices
+        assert count == 5001 + len(notices)
 
 
 async def test_a_client_that_asks_and_never_reads(autojump_clock: trio.testing.MockClock, script: Script) -> None:
