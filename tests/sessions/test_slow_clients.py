@@ -138,3 +138,129 @@ async def test_the_cap_on_a_principals_sessions(script: Script) -> None:
         await trio.testing.wait_all_tasks_blocked()
         async with runtime.open_session(principal="me"):
             pass
+
+
+@pytest.mark.requirement("P6.17", "H11")
+async def test_who_lags_is_told_once_an_episode(autojump_clock: trio.testing.MockClock) -> None:
+    agents = arcp_trio.Agents()
+    go_on = [trio.Event() for _ in range(3)]
+
+    @agents.register("flood")
+    async def flood(job: arcp_trio.JobContext, count: int) -> None:
+        for event in go_on:
+            for _ in range(count):
+                await job.log("info", "x" * 1000)
+            await event.wait()
+
+    limits = arcp_trio.Limits(lag_events=200, throttle_seconds=1)
+    async with arcp_trio.open_runtime(agents, limits=limits) as runtime:
+        client = await connect_raw(runtime)
+        job_id = await client.submit("flood", 1000)
+        observer = await connect_raw(runtime)
+        await observer.request("job.subscribe", {"job_id": job_id, "history": False})
+        for event in go_on:
+            await trio.sleep(2)
+            await client.settle()
+            event.set()
+        await client.receive_until("job.result")
+        notices = [
+            (position, frame)
+            for position, frame in enumerate(frame for frame in client.received if "event_seq" in frame)
+            if frame["payload"].get("body", {}).get("phase") == "back_pressure"
+        ]
+        assert len(notices) == 3
+        for _, frame in notices:
+            assert frame["job_id"] == job_id
+            # For this session alone: it has no number among the job's own events.
+            assert "extensions" not in frame
+            assert "wait to be read" in frame["payload"]["body"]["message"]
+        numbers = [frame["event_seq"] for frame in client.received if "event_seq" in frame]
+        assert numbers == list(range(1, len(numbers) + 1))
+        # The other one, who never read, was told once, and got none of the notices of this one.
+        await observer.receive_until(lambda frame: frame["payload"].get("body", {}).get("phase") == "back_pressure")
+
+
+class DeafConnection:
+    """Takes nothing that its session has."""
+
+    def wake(self) -> None:
+        pass
+
+    def too_slow(self, limit: str, resumable_from: int) -> None:
+        raise AssertionError
+
+    def replaced(self) -> None:
+        pass
+
+
+@pytest.mark.requirement("P6.17")
+@pytest.mark.parametrize(("count", "notices"), [(9, 0), (10, 0), (11, 1), (30, 1)])
+async def test_a_notice_is_about_a_job_that_still_runs(count: int, notices: int) -> None:
+    """Where the terminal event itself crosses the threshold, nobody is told: nothing of a job comes behind its end."""
+    agents = arcp_trio.Agents()
+    begin = trio.Event()
+
+    @agents.register("flood")
+    async def flood(job: arcp_trio.JobContext, value: Any) -> None:
+        await begin.wait()
+        for _ in range(count):
+            await job.log("info", "x")
+
+    # The agent does not wait, so that nothing but the count matters.
+    limits = arcp_trio.Limits(lag_events=10, throttle_seconds=0)
+    async with arcp_trio.open_runtime(agents, limits=limits) as runtime:
+        client = await connect_raw(runtime)
+        await client.submit("flood")
+        (session,) = runtime._sessions._sessions.values()
+        session.attach(DeafConnection())
+        begin.set()
+        await runtime._directory.wait_idle()
+        waiting = b"".join(content for _, content, _ in session.stream._unsent)
+        assert waiting.count(b'"phase":"back_pressure"') == notices
+        assert waiting.count(b'"type":"job.result"') == 1
+        assert session.stream.unsent_events == count + 1 + notices
+
+
+@pytest.mark.requirement("P6.17", "P6.18", "Q12", "H13", "H14")
+async def test_one_subscriber_that_never_reads_among_many_that_do(autojump_clock: trio.testing.MockClock) -> None:
+    """The job is never held up, the others miss nothing, and what is kept for the sleeper has its bound."""
+    agents = arcp_trio.Agents()
+    begin = trio.Event()
+    times: list[float] = []
+
+    @agents.register("flood")
+    async def flood(job: arcp_trio.JobContext, count: int) -> int:
+        await begin.wait()
+        for number in range(count):
+            await job.log("info", f"{number} " + "x" * 500)
+            times.append(trio.current_time())
+        return count
+
+    count = 4000
+    limits = arcp_trio.Limits(window_events=2000, window_bytes=1024 * 1024)
+    async with arcp_trio.open_runtime(agents, limits=limits) as runtime, trio.open_nursery() as nursery:
+        owner = await connect_raw(runtime)
+        job_id = await owner.submit("flood", count)
+        readers = [await connect_raw(runtime) for _ in range(20)]
+        sleeper = await connect_raw(runtime)
+        for client in (*readers, sleeper):
+            await client.request("job.subscribe", {"job_id": job_id})
+            await trio.testing.wait_all_tasks_blocked()
+        for client in (*readers, owner):
+            nursery.start_soon(client.receive_until, "job.result")
+        (session,) = [each for each in runtime._sessions._sessions.values() if each.session_id == sleeper.session_id]
+        begin.set()
+        await runtime._directory.wait_idle()
+        # The mock clock stood still: the agent waited for nobody.
+        assert times[-1] == times[0]
+        assert session.stream.kept_bytes <= limits.window_bytes
+        closed = await sleeper.receive_close()
+        assert closed.code in (4001, 1006)
+        await trio.testing.wait_all_tasks_blocked()
+        for client in (*readers, owner):
+            said = [
+                int(frame["payload"]["body"]["message"].split()[0])
+                for frame in client.received
+                if frame["type"] == "job.event" and frame["payload"]["kind"] == "log"
+            ]
+            assert said == list(range(count))
