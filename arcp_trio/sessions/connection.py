@@ -131,6 +131,9 @@ class Connection:
             frames.append(self._priority.popleft())
             size += len(frames[-1])
         if size < limit and self._session is not None and self._session.is_connected_by(self):
+            if self._goodbye is not None:
+                # There is no later to wait for.
+                self._session.end_pause()
             frames += self._session.take(limit - size)
         if not frames and self._goodbye is not None and self._last is not None:
             frames.append(self._last)

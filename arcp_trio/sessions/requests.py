@@ -165,11 +165,12 @@ class RequestHandler:
         job_id: str,
         trace_id: str | None = None,
         keep: bool = False,
+        pause: bool = False,
     ) -> None:
         """Answer in the stream, so that the answer keeps its place among the job's events."""
         frame = self._replies.frame(frame_type, message, request_id=request_id, job_id=job_id, trace_id=trace_id)
         self.session.retransmissions.hold(request_id, frame, Answer.RIDER)
-        self.session.ride(frame, keep=keep)
+        self.session.ride(frame, keep=keep, pause=pause)
 
     def _reply(self, frame: bytes, request_id: str | None) -> None:
         if request_id is not None:
@@ -416,6 +417,7 @@ class RequestHandler:
                 request_id=envelope.id,
                 job_id=job.job_id,
                 trace_id=subscribed.trace_id,
+                pause=True,
             )
 
         subscribe(self.session, job, request, answer, limit=self._services.limits.subscriptions)

@@ -107,6 +107,7 @@ class Session:
         self._waiting: deque[tuple[int, int, Callable[[], None]]] = deque()
         self._open = True
         self._window: Timer | None = None
+        self._pause: Timer | None = None
         self._room = trio.Event()
         self._throttle_until: float | None = None
 
@@ -150,6 +151,7 @@ class Session:
             # Another one has taken over.
             return
         self._connection = None
+        self.end_pause()
         self._end_throttling()
         if not self._followed and not self._waiting and not self.stream.kept_events:
             self.close()
@@ -172,6 +174,7 @@ class Session:
                 actor.throttle = None
         self._followed.clear()
         self._waiting.clear()
+        self.end_pause()
         self.stream.clear()
         self._end_throttling()
         self._parts.ended(self)
@@ -216,15 +219,17 @@ class Session:
             and (stream.unsent_bytes + size) * 4 <= self._limits.window_bytes
         )
 
-    def ride(self, frame: bytes, *, keep: bool = False) -> None:
+    def ride(self, frame: bytes, *, keep: bool = False, pause: bool = False) -> None:
         """Append a frame without a number, in its place among the events.
 
         Args:
             frame: The frame.
             keep: Whether a resume sends it again: job.accepted and job.cancelled, behind which a terminal event comes.
+            pause: Whether what follows it waits for a moment, if the peer's dialect needs that.
         """
         if self._open:
-            self.stream.append_rider(frame, keep=keep)
+            pause = pause and self.shape.dialect.seconds_after_subscribed > 0
+            self.stream.append_rider(frame, keep=keep, pause=pause)
             self._appended()
 
     # --- as a follower ------------------------------------------------------------------------------
@@ -283,6 +288,9 @@ class Session:
     def take(self, limit: int) -> list[bytes]:
         """Take frames for the connection; then what waited for room is done."""
         frames = self.stream.take(limit)
+        if self.stream.paused and self._pause is None:
+            seconds = self.shape.dialect.seconds_after_subscribed
+            self._pause = self._parts.timers.call_at(trio.current_time() + seconds, self.end_pause)
         if self._throttle_until is not None and self.stream.is_drained:
             # The episode is over: the next one has its whole time again.
             self._throttle_until = None
@@ -290,6 +298,15 @@ class Session:
         while self._waiting and self._has_room(*self._waiting[0][:2]):
             self._waiting.popleft()[2]()
         return frames
+
+    def end_pause(self) -> None:
+        """Hand out again what waits behind a pause; harmless where there is none."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        self.stream.paused = False
+        if self._connection is not None:
+            self._connection.wake()
 
     def _end_throttling(self) -> None:
         self._room.set()

@@ -61,7 +61,7 @@ class WindowTotal:
     used: int = 0
 
 
-_NUMBERED, _KEPT, _PASSING = range(3)
+_NUMBERED, _KEPT, _PASSING, _PAUSING = range(4)
 
 # Its number, for a rider that of the numbered entry which it stands before; a tail, or a rider's whole frame; what
 # it is. A tuple and no class: one is made for every event and every session that follows it.
@@ -83,6 +83,7 @@ class SessionStream:
         floor: The newest number that is gone: a resume has to name it or a later one.
         unsent_events: How many entries were appended and not taken: the lag, in entries.
         unsent_bytes: How many bytes they have: the lag, in bytes.
+        paused: Whether nothing is handed out, because a pause has to follow a rider; who takes sets it back.
     """
 
     __slots__ = (
@@ -100,6 +101,7 @@ class SessionStream:
         "acked",
         "floor",
         "last_seq",
+        "paused",
         "told",
         "unsent_bytes",
         "unsent_events",
@@ -119,6 +121,7 @@ class SessionStream:
         self._replay_events = 0
         self._replay_bytes = 0
         self._lag_told = False
+        self.paused = False
         self.last_seq = 0
         self.told = 0
         self.acked = 0
@@ -154,15 +157,16 @@ class SessionStream:
         self._push(self.last_seq, tail, _NUMBERED)
         return self.last_seq
 
-    def append_rider(self, frame: bytes, *, keep: bool) -> None:
+    def append_rider(self, frame: bytes, *, keep: bool, pause: bool = False) -> None:
         """Append a whole frame that has no number.
 
         Args:
             frame: The frame.
             keep: Whether a resume sends it again (P6.9). One that is kept goes with the numbered entry behind
                 it, so each must be followed by one sooner or later: nothing else bounds them.
+            pause: Whether nothing follows it until :attr:`paused` is set back; not for one that is kept.
         """
-        self._push(self.last_seq + 1, frame, _KEPT if keep else _PASSING)
+        self._push(self.last_seq + 1, frame, _KEPT if keep else _PAUSING if pause else _PASSING)
 
     def _push(self, seq: int, content: bytes, kind: int) -> None:
         self._unsent.append((seq, content, kind))
@@ -173,10 +177,10 @@ class SessionStream:
     # --- what goes out ------------------------------------------------------------------------------
 
     def take(self, limit: int) -> list[bytes]:
-        """Take the oldest frames: at least one if there is one, and no more once ``limit`` bytes are reached."""
+        """Take the oldest frames: no more once ``limit`` bytes are reached, and nothing while :attr:`paused`."""
         frames: list[bytes] = []
         size = 0
-        while self._unsent and size < limit:
+        while self._unsent and size < limit and not self.paused:
             entry = self._unsent.popleft()
             seq, content, kind = entry
             length = len(content)
@@ -185,8 +189,9 @@ class SessionStream:
             if self._replay_events:
                 self._replay_events -= 1
                 self._replay_bytes -= length
-            if kind == _PASSING:
+            if kind >= _PASSING:
                 self._total.used -= length
+                self.paused = kind == _PAUSING
             else:
                 self._sent.append(entry)
                 self._sent_bytes += length
@@ -307,6 +312,7 @@ class SessionStream:
         self._replay_events = self.unsent_events
         self._replay_bytes = self.unsent_bytes
         self._lag_told = False
+        self.paused = False
 
     def clear(self) -> None:
         """Drop everything: nobody will take it."""

@@ -444,3 +444,41 @@ async def test_histories_are_bounded_together(script: Script) -> None:
         assert 1 < answers[1]["payload"]["truncated_before"] < 21
         frames = await observer.settle()
         assert job_numbers(frames)[-1] == 21
+
+
+@pytest.mark.requirement("P7.17", "D46", "P5.3a")
+async def test_a_client_that_loses_what_comes_with_the_answer_gets_it_later(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    script = Lines()
+    async with arcp_trio.open_runtime(script.agents) as runtime:
+        owner = await connect_raw(runtime)
+        job_id = await owner.submit("lines")
+        await script.say("a", "b")
+        for compat, seconds in (("python", 0.02), ("spec", 0)):
+            observer = await connect_raw(runtime, compat=compat)
+            started = trio.current_time()
+            await subscribe(observer, job_id, history=True)
+            assert trio.current_time() == started
+            # What has nothing to do with it does not wait.
+            if seconds:
+                await observer.request("session.ping", {"nonce": "n"})
+                await observer.receive_until("session.pong")
+                assert trio.current_time() == started
+            await observer.receive_until("job.event")
+            assert trio.current_time() - started == pytest.approx(seconds)
+            await observer.receive_until("job.event")
+        # Closed in the pause, it is told all the same.
+        observer = await connect_raw(runtime, compat="python")
+        await observer.send(
+            observer.make("job.subscribe", {"job_id": job_id, "history": True}), observer.make("session.close")
+        )
+        assert (await observer.receive_close()).code == 1000
+        assert lines(observer.received) == ["a", "b"]
+        # Broken in the pause, it is told by the next connection.
+        observer = await connect_raw(runtime, compat="python")
+        await subscribe(observer, job_id, history=True)
+        await drop(observer)
+        observer = await resume(runtime, observer, 0)
+        assert lines(await observer.settle()) == ["a", "b"]
+        assert runtime.statistics().timers <= 2
