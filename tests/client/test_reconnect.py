@@ -146,9 +146,9 @@ async def test_a_goodbye_is_the_end_whatever_the_code(goodbye: str, autojump_clo
     async with open_played() as (_, first, client):
         await first.say(goodbye, {"reason": "enough"})
         await first.drop(1001)
+        assert client.state.phase == "given_up"
         with pytest.raises(arcp_trio.ConnectionLostError):
             await client.submit("b")
-        assert client.state.phase == "given_up"
 
 
 @pytest.mark.requirement("P12.2")
