@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 
 __all__ = ["JobRecord"]
@@ -19,6 +21,8 @@ class JobRecord:
         status: One of the four terminal states, as the wire names it.
         created_at: When it was accepted, as the wire writes it.
         completed_at: When it ended, likewise.
+        lease: What it was granted.
+        expires_at: The lease's end, or ``None``.
         trace_id: Its trace.
         last_job_seq: How many events it had, the terminal one included (P7.18).
         ended_at: When it ended, on the runtime's monotonic clock.
@@ -32,6 +36,8 @@ class JobRecord:
     status: str
     created_at: str
     completed_at: str
+    lease: Mapping[str, tuple[str, ...]]
+    expires_at: str | None
     trace_id: str
     last_job_seq: int
     ended_at: float
