@@ -48,6 +48,7 @@ class Limits:
         throttle_seconds: How long they wait at most in one episode of lag.
         replies: Replies that wait for a connection; past it the connection is closed with 1008: a client
             that asks and does not read.
+        reply_bytes: The bytes of those replies, likewise; one may pass it.
         remembered_messages: Message ids remembered to recognise a retransmission (P5.7).
         malformed_in_a_row: Malformed frames that close a connection (1008) (P5.5).
         waiting_cancels: Refused cancels of one job that wait for its terminal event to be answered behind
@@ -83,6 +84,7 @@ class Limits:
     throttle_bytes: int = 1 * MIB
     throttle_seconds: float = 5.0
     replies: int = 1_024
+    reply_bytes: int = 8 * MIB
     remembered_messages: int = 1_024
     malformed_in_a_row: int = 8
     waiting_cancels: int = 64

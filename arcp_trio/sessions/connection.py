@@ -57,6 +57,7 @@ class Connection:
         self._replies: Replies | None = None
         self._priority: deque[bytes] = deque()
         self._greeting = trio.CancelScope()
+        self._priority_bytes = 0
         self._reading = trio.CancelScope()
         self._goodbye: tuple[int, str] | None = None
         self._last: bytes | None = None
@@ -81,15 +82,26 @@ class Connection:
         """Send a frame ahead of the events."""
         if self._goodbye is not None:
             # Only what was said before the goodbye is still sent, and an error that explains it.
-            if len(self._priority) < self._limits.replies:
-                self._priority.append(frame)
+            if self._full_of_replies() is None:
+                self._prefer(frame)
             return
-        if len(self._priority) >= self._limits.replies:
+        limit = self._full_of_replies()
+        if limit is not None:
             self._drop_stream = True
-            self.close(CloseCode.POLICY, "more requests than answers were read: limit replies")
+            self.close(CloseCode.POLICY, f"more requests than answers were read: limit {limit}")
             return
-        self._priority.append(frame)
+        self._prefer(frame)
         self._writer.wake()
+
+    def _prefer(self, frame: bytes) -> None:
+        self._priority.append(frame)
+        self._priority_bytes += len(frame)
+
+    def _full_of_replies(self) -> str | None:
+        """Return the limit that the replies have reached which wait to be written."""
+        if len(self._priority) >= self._limits.replies:
+            return "replies"
+        return "reply_bytes" if self._priority_bytes >= self._limits.reply_bytes else None
 
     def too_slow(self, limit: str) -> None:
         """End this connection because too much is unsent (P6.18)."""
@@ -119,6 +131,7 @@ class Connection:
         while self._priority and size < limit:
             frames.append(self._priority.popleft())
             size += len(frames[-1])
+        self._priority_bytes -= size
         if size < limit and self._session is not None:
             frames += self._session.take(limit - size)
         if not frames and self._goodbye is not None and self._last is not None:
@@ -142,7 +155,7 @@ class Connection:
             self._replies = welcomed.replies
             handler = RequestHandler(welcomed.session, self, welcomed.replies, self._services)
             welcomed.session.attach(self)
-            self._priority.append(welcomed.frame)
+            self._prefer(welcomed.frame)
             await self._serve(handler, backlog)
         except TransportClosedError as exc:
             logger.debug("%r: %s", self, exc)
@@ -219,8 +232,11 @@ class Connection:
     async def _read(self, handler: RequestHandler, frames: list[bytes | str]) -> None:
         while True:
             for frame in frames:
-                if not handler.handle(frame) or self._goodbye is not None:
+                if self._goodbye is not None or not handler.handle(frame):
                     return
+                if self._priority_bytes > self._limits.write_batch_bytes:
+                    # A large answer took its time to make: others have their turn, and it its write, ahead of the next.
+                    await trio.lowlevel.checkpoint()
             try:
                 frames = list(await self._transport.receive())
             except TransportClosedError as exc:
