@@ -27,6 +27,7 @@ from .limits import Limits
 from .sessions.auth import Principal, TrustedPrincipal, Verifier
 from .sessions.connection import Connection
 from .sessions.directory import SessionDirectory
+from .sessions.listing import JobListing
 from .sessions.services import SessionServices
 from .shutdown import shut_down
 from .timers import Timers
@@ -45,7 +46,7 @@ __all__ = ["Runtime", "RuntimeStatistics", "open_runtime"]
 
 logger = logging.getLogger("arcp_trio.runtime")
 
-OFFERED_FEATURES = frozenset({"progress", "result_chunk", "agent_versions", REPLIES_FEATURE})
+OFFERED_FEATURES = frozenset({"list_jobs", "progress", "result_chunk", "agent_versions", REPLIES_FEATURE})
 """What this runtime implements of :data:`arcp_trio.wire.session_messages.FEATURES` (P6.5)."""
 
 
@@ -138,6 +139,7 @@ class Runtime:
             agents=agents,
             jobs=self._directory,
             sessions=self._sessions,
+            listing=JobListing(self._directory, limits),
             counters=self._counters,
             features=OFFERED_FEATURES,
             runtime=Peer(name=name, version=__version__, kind="arcp-trio"),

@@ -37,6 +37,7 @@ from ..wire.session_messages import (
     SessionBye,
     SessionClose,
     SessionClosed,
+    SessionListJobs,
     SessionPing,
     SessionPong,
 )
@@ -198,12 +199,12 @@ class RequestHandler:
             return None
         if envelope.session_id not in (None, self.session.session_id) and frame_type != "session.hello":
             raise InvalidRequestError("$.session_id: not this connection's session")
+        feature = _FEATURE_OF_TYPE.get(frame_type)
+        if feature is not None and feature not in self.session.shape.features:
+            raise InvalidRequestError(f"$.type: {frame_type} needs the feature {feature!r}, not negotiated")
         handler = self._HANDLERS.get(frame_type)
         if handler is not None:
             return handler
-        feature = _FEATURE_OF_TYPE.get(frame_type)
-        if feature is not None:
-            raise InvalidRequestError(f"$.type: {frame_type} needs the feature {feature!r}, not negotiated")
         if frame_type.startswith(("session.", "job.")):
             raise InvalidRequestError(f"$.type: {frame_type[:50]!r} is not a request that a client makes")
         return None
@@ -366,6 +367,16 @@ class RequestHandler:
 
     # --- session.* --------------------------------------------------------------------------------
 
+    def _list_jobs(self, envelope: Envelope) -> bool:
+        page = self._services.listing.answer(
+            read_message(envelope, SessionListJobs),
+            request_id=envelope.id,
+            principal=self.session.principal,
+            session_id=self.session.session_id,
+        )
+        self._reply(self._replies.frame("session.jobs", page, request_id=envelope.id), envelope.id)
+        return True
+
     def _ping(self, envelope: Envelope) -> bool:
         ping = read_message(envelope, SessionPing)
         if len(ping.nonce) > _MAX_KEY:
@@ -396,6 +407,7 @@ class RequestHandler:
     _HANDLERS: ClassVar[Mapping[str, Callable[[Any, Envelope], bool]]] = {
         "job.submit": _submit,
         "job.cancel": _cancel,
+        "session.list_jobs": _list_jobs,
         "session.ping": _ping,
         "session.pong": _ignore,
         "session.ack": _ignore,  # advisory, and not negotiated (P6.4)

@@ -14,6 +14,7 @@ from ..wire.ids import IdFactory
 from ..wire.session_messages import Peer
 from ..wire.timestamps import WallClock
 from .directory import SessionDirectory
+from .listing import JobListing
 
 __all__ = ["SessionServices"]
 
@@ -23,6 +24,7 @@ class SessionServices:
     """The parts of a runtime that its sessions use.
 
     Attributes:
+        listing: Answers session.list_jobs.
         features: What this runtime implements (P6.5).
         runtime: How it names itself.
         start_job: Makes a job of a validated submit and starts its actor; returns before the actor's
@@ -36,6 +38,7 @@ class SessionServices:
     agents: Agents
     jobs: JobDirectory
     sessions: SessionDirectory
+    listing: JobListing
     counters: JobCounters
     features: frozenset[str]
     runtime: Peer
