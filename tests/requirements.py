@@ -25,7 +25,7 @@ REQUIREMENTS: dict[str, tuple[str, str]] = {
     "P6.4": ("Only negotiated features are used", ""),
     "P6.5": (
         "Features",
-        "offers list_jobs, progress, result_chunk, agent_versions and x-arcp-trio.replies so far",
+        "no lease_expires_at, cost.budget, model.use and provisioned_credentials yet",
     ),
     "P6.6": ("Welcome", ""),
     "P6.7": ("Resume", ""),

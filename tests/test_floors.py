@@ -24,7 +24,8 @@ FLOORS: list[set[str]] = [
     {"runtime", "shutdown"},
     {"sessions", "client"},
     {"jobs"},
-    {"store", "transports", "timers"},
+    {"store", "transports"},
+    {"timers"},
     {"records", "limits"},
     {"authority"},
     {"wire"},
@@ -42,7 +43,7 @@ NEIGHBOURS: dict[str, set[str]] = {
 }
 
 # Narrower than their floor: the client is the other end of the wire, and knows no runtime.
-ONLY: dict[str, set[str]] = {"client": {"client", "wire", "transports", "limits", "_version"}}
+ONLY: dict[str, set[str]] = {"client": {"client", "wire", "transports", "timers", "limits", "_version"}}
 
 WITHOUT_TRIO = ("wire", "authority", "jobs.lifecycle", "jobs.index", "sessions.stream", "records", "limits", "_version")
 ABOVE_ONLY = {"cyclopts", "rich"}

@@ -221,7 +221,7 @@ class JobActor:
         self.max_runtime_sec = spec.max_runtime_sec
         self.created_at = services.clock.timestamp()
         self.state: State = PENDING
-        self.feed = JobFeed(job_id, spec.trace_id)
+        self.feed = JobFeed(job_id, spec.trace_id, services.directory.histories.open())
         self.throttle: Throttle | None = None
         self.stop_requested = False
         self._mailbox = Mailbox()
@@ -392,7 +392,7 @@ class JobActor:
         assert outcome is not None
         services.counters.published += 1
         timestamp = services.clock.timestamp()
-        self.feed.publish_terminal(outcome, timestamp=timestamp)
+        entry = self.feed.publish_terminal(outcome, timestamp=timestamp)
         services.directory.finish(
             JobRecord(
                 job_id=self.job_id,
@@ -404,10 +404,9 @@ class JobActor:
                 completed_at=timestamp,
                 lease=self.lease,
                 expires_at=self.expires_at,
-                trace_id=self.feed.trace_id,
-                last_job_seq=self.feed.job_seq,
+                feed=self.feed,
                 ended_at=trio.current_time(),
-                size=_RECORD_OVERHEAD + _size_of(self.lease),
+                size=_RECORD_OVERHEAD + _size_of(self.lease) + entry.size,
             )
         )
         waiting, self._waiting_cancels = self._waiting_cancels, []

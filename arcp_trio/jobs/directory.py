@@ -12,6 +12,7 @@ from ..records import JobRecord
 from ..timers import Timer, Timers
 from ..wire.errors import InternalError
 from ..wire.timestamps import parse_timestamp
+from .history import Histories
 from .index import JobIndex
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class JobDirectory:
 
     Attributes:
         index: Where each of the jobs stands in a listing: it holds exactly those that :meth:`find` finds.
+        histories: The bounds of what is kept of the jobs' events.
     """
 
     def __init__(self, limits: Limits, timers: Timers) -> None:
@@ -38,6 +40,12 @@ class JobDirectory:
         self._oldest: deque[str] = deque()
         self._record_bytes = 0
         self._running: Counter[str] = Counter()
+        # A whole history fits into half of what may be unsent in a session: it alone makes nobody too slow.
+        self.histories = Histories(
+            events=min(limits.history_events, limits.window_events // 4),
+            size=min(limits.history_bytes, limits.window_bytes // 4),
+            total=limits.histories_bytes,
+        )
         self._retention: Timer | None = None
         self._idle = trio.Event()
         self._idle.set()
@@ -108,6 +116,7 @@ class JobDirectory:
         self.index.move(record.job_id, record.status)
         self._oldest.append(record.job_id)
         self._record_bytes += record.size
+        self.histories.ended(record.job_id, record.feed.history)
         while len(self._oldest) > self._limits.retention_records or (
             self._record_bytes > self._limits.retention_bytes and len(self._oldest) > 1
         ):
@@ -124,6 +133,7 @@ class JobDirectory:
         record = self._records.pop(self._oldest.popleft())
         self._record_bytes -= record.size
         self.index.remove(record.job_id)
+        self.histories.forget(record.job_id)
 
     def _arm(self) -> None:
         if self._retention is None and self._oldest:

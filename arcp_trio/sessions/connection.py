@@ -15,9 +15,11 @@ import trio
 
 from ..limits import Limits
 from ..transports.base import CloseCode, Transport, TransportClosedError
+from ..transports.heartbeat import Heartbeat
 from ..transports.writer import FrameWriter
 from ..wire.dialects import Dialect
-from ..wire.errors import InternalError, UnauthenticatedError
+from ..wire.errors import HeartbeatLostError, InternalError, UnauthenticatedError
+from ..wire.session_messages import SessionPing
 from .auth import Verifier
 from .handshake import HandshakeRefusedError, Welcomed, handshake
 from .replies import Replies
@@ -61,12 +63,15 @@ class Connection:
         self._reading = trio.CancelScope()
         self._goodbye: tuple[int, str] | None = None
         self._last: bytes | None = None
-        self._drop_stream = False
+        # How many entries of the stream were there when the goodbye was said: what comes behind them waits.
+        self._left = 0
+        self._heartbeat: Heartbeat | None = None
         self._writer = FrameWriter(
             transport,
             self,
             batch_bytes=self._limits.write_batch_bytes,
             write_seconds=self._limits.write_seconds,
+            written=self._note_written,
         )
 
     def __repr__(self) -> str:
@@ -87,7 +92,7 @@ class Connection:
             return
         limit = self._full_of_replies()
         if limit is not None:
-            self._drop_stream = True
+            self._leave_session()
             self.close(CloseCode.POLICY, f"more requests than answers were read: limit {limit}")
             return
         self._prefer(frame)
@@ -103,26 +108,37 @@ class Connection:
             return "replies"
         return "reply_bytes" if self._priority_bytes >= self._limits.reply_bytes else None
 
-    def too_slow(self, limit: str) -> None:
-        """End this connection because too much is unsent (P6.18)."""
+    def too_slow(self, limit: str, resumable_from: int) -> None:
+        """End this connection because too much is unsent; the session waits to be resumed (P6.18)."""
         if self._goodbye is None and self._replies is not None:
             error = InternalError(
-                f"the client reads too slowly: more is unsent than the limit {limit} allows",
-                details={"limit": limit},
+                f"the client reads too slowly: more is unsent than half of the limit {limit} allows",
+                details={"limit": limit, "resumable_from": resumable_from},
             )
-            self._drop_stream = True
+            self._leave_session()
             self.close(CloseCode.TOO_SLOW, f"too slow: limit {limit}", self._replies.error(error))
+
+    def replaced(self) -> None:
+        """End this connection because another one has its session: it gets nothing more (P6.11)."""
+        self._priority.clear()
+        self._priority_bytes = 0
+        self.close(CloseCode.REPLACED, "the session was resumed on another connection")
 
     def close(self, code: int, reason: str, last: bytes | None = None) -> None:
         """End the connection: send what is ready, then ``last``, then close. The first call counts."""
         if self._goodbye is None:
             self._goodbye = (code, reason)
             self._last = last
+            if self._session is not None:
+                self._left = self._session.stream.unsent_events
             # Who has not said hello yet is not waited for: a silent peer would hold a shutdown up.
             self._greeting.cancel(reason=f"connection closing: {reason}")
             self._reading.cancel(reason=f"connection closing: {reason}")
-            if self._session is not None and self._drop_stream:
-                self._session.close()
+
+    def _leave_session(self) -> None:
+        """Take nothing more from the session's stream: what is unsent waits for the next connection."""
+        if self._session is not None:
+            self._session.detach(self)
 
     def take(self, limit: int) -> list[bytes]:
         """Hand frames to the writer: replies first, then the stream, then what is said last."""
@@ -132,11 +148,24 @@ class Connection:
             frames.append(self._priority.popleft())
             size += len(frames[-1])
         self._priority_bytes -= size
-        if size < limit and self._session is not None:
-            frames += self._session.take(limit - size)
+        if size < limit and self._session is not None and self._session.is_connected_by(self):
+            if self._goodbye is None:
+                frames += self._session.take(limit - size)
+            else:
+                frames += self._take_what_is_left(self._session, limit - size)
         if not frames and self._goodbye is not None and self._last is not None:
             frames.append(self._last)
             self._last = None
+        return frames
+
+    def _take_what_is_left(self, session: Session, limit: int) -> list[bytes]:
+        """Take from the stream what came before the goodbye: an agent that floods must not put it off for ever."""
+        # There is no later that a pause could wait for.
+        session.end_pause()
+        frames = session.take(limit) if self._left > 0 else []
+        self._left -= len(frames)
+        if self._left <= 0:
+            self._leave_session()
         return frames
 
     # --- its life -----------------------------------------------------------------------------------
@@ -153,10 +182,11 @@ class Connection:
                 return
             self._session = welcomed.session
             self._replies = welcomed.replies
-            handler = RequestHandler(welcomed.session, self, welcomed.replies, self._services)
-            welcomed.session.attach(self)
+            # Ahead of the stream: the welcome precedes the replay (P6.9).
             self._prefer(welcomed.frame)
-            await self._serve(handler, backlog)
+            self._start_heartbeat(welcomed)
+            handler = RequestHandler(welcomed.session, self, welcomed.replies, self._services)
+            await self._serve(handler, backlog, welcomed.token)
         except TransportClosedError as exc:
             logger.debug("%r: %s", self, exc)
             if exc.code == CloseCode.UNSUPPORTED_DATA:
@@ -166,9 +196,37 @@ class Connection:
             # A bug in a reader or writer ends its connection, and nothing else.
             logger.exception("%r: a bug in the connection", self)
         finally:
-            if self._session is not None:
-                self._session.close()
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
+            self._leave_session()
             await self._transport.abort()  # noqa: ASYNC102  # never blocks
+
+    # --- signs of life ------------------------------------------------------------------------------
+
+    def _start_heartbeat(self, welcomed: Welcomed) -> None:
+        if "heartbeat" in welcomed.session.shape.features:
+            self._heartbeat = Heartbeat(
+                self._services.timers, self._limits.heartbeat_seconds, ping=self._ping, lost=self._lost
+            )
+            self._heartbeat.start()
+
+    def _ping(self) -> None:
+        assert self._replies is not None
+        services = self._services
+        ping = SessionPing(nonce=services.ids.ulid(), sent_at=services.clock.timestamp())
+        self.reply(self._replies.frame("session.ping", ping))
+
+    def _lost(self) -> None:
+        """End a connection whose peer was silent for two intervals; its session waits, its jobs go on (P6.14)."""
+        assert self._replies is not None
+        seconds = 2 * self._limits.heartbeat_seconds
+        error = HeartbeatLostError(f"nothing was received for {seconds:g} seconds")
+        self._leave_session()
+        self.close(CloseCode.HEARTBEAT_LOST, "heartbeat lost", self._replies.error(error))
+
+    def _note_written(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.sent()
 
     async def _shake_hands(self) -> tuple[Welcomed | None, list[bytes | str]]:
         """Return the session, and what was read behind the first frame."""
@@ -177,7 +235,7 @@ class Connection:
             frames = list(await self._transport.receive())
             try:
                 welcomed = await handshake(
-                    frames[0], services=self._services, verifier=self._verifier, compat=self._compat
+                    frames[0], self, services=self._services, verifier=self._verifier, compat=self._compat
                 )
             except HandshakeRefusedError as exc:
                 logger.info("%s: refused: %s", self._transport.description, exc.reason)
@@ -198,7 +256,7 @@ class Connection:
             await self._transport.send([frame])
             await self._transport.aclose(code, reason)
 
-    async def _serve(self, handler: RequestHandler, backlog: list[bytes | str]) -> None:
+    async def _serve(self, handler: RequestHandler, backlog: list[bytes | str], token: str) -> None:
         writer_done = trio.Event()
         failures: list[Exception] = []
 
@@ -216,22 +274,24 @@ class Connection:
             nursery.start_soon(write, name=f"writer of {handler.session.session_id}")
             try:
                 with self._reading:
-                    await self._read(handler, backlog)
+                    await self._read(handler, backlog, token)
             except Exception as exc:  # noqa: BLE001  # as above
                 # The peer has gone, most likely: there is nobody left to flush to.
                 failures.append(exc)
             if self._goodbye is None or failures:
-                # Events that come from now on have no connection to go to.
-                handler.session.close()
+                # Events that come from now on wait for the next connection.
+                self._leave_session()
             else:
                 await self._finish(writer_done)
             nursery.cancel_scope.cancel(reason="the connection is closed")
         if failures:
             raise failures[0]
 
-    async def _read(self, handler: RequestHandler, frames: list[bytes | str]) -> None:
+    async def _read(self, handler: RequestHandler, frames: list[bytes | str], token: str) -> None:
+        is_backlog = True
         while True:
             for frame in frames:
+                # What was read when the connection lost its session is nobody's request.
                 if self._goodbye is not None or not handler.handle(frame):
                     return
                 if self._priority_bytes > self._limits.write_batch_bytes:
@@ -245,6 +305,12 @@ class Connection:
                 # Ours to close, behind the answers to what came before it (P4.1).
                 self.close(exc.code, exc.reason)
                 return
+            if self._heartbeat is not None:
+                self._heartbeat.received()
+            if is_backlog:
+                # Whoever speaks after the welcome has its token (P6.8).
+                handler.session.tokens.confirm(token)
+                is_backlog = False
 
     async def _finish(self, writer_done: trio.Event) -> None:
         """Flush and close, between whole frames, within one deadline."""

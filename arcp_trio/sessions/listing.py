@@ -130,8 +130,8 @@ class JobListing:
             created_at=job.created_at,
             submitted_at=job.created_at,
             accepted_at=job.created_at,
-            trace_id=job.feed.trace_id if isinstance(job, JobActor) else job.trace_id,
-            last_event_seq=job.feed.job_seq if isinstance(job, JobActor) else job.last_job_seq,
+            trace_id=job.feed.trace_id,
+            last_event_seq=job.feed.job_seq,
         )
 
     # --- cursors ------------------------------------------------------------------------------------

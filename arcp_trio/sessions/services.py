@@ -10,11 +10,14 @@ from ..jobs.actor import JobActor, JobCounters, JobSpec
 from ..jobs.agents import Agents
 from ..jobs.directory import JobDirectory
 from ..limits import Limits
+from ..timers import Timers
 from ..wire.ids import IdFactory
 from ..wire.session_messages import Peer
 from ..wire.timestamps import WallClock
 from .directory import SessionDirectory
 from .listing import JobListing
+from .observation import ObservationPolicy
+from .session import SessionParts
 
 __all__ = ["SessionServices"]
 
@@ -26,6 +29,8 @@ class SessionServices:
     Attributes:
         listing: Answers session.list_jobs.
         features: What this runtime implements (P6.5).
+        observation: Who may observe whose jobs (P7.19).
+        session_parts: What its sessions share.
         runtime: How it names itself.
         start_job: Makes a job of a validated submit and starts its actor; returns before the actor's
             first step. Raises InternalError while the runtime closes.
@@ -40,6 +45,9 @@ class SessionServices:
     sessions: SessionDirectory
     listing: JobListing
     counters: JobCounters
+    timers: Timers
+    observation: ObservationPolicy
+    session_parts: SessionParts
     features: frozenset[str]
     runtime: Peer
     start_job: Callable[[JobSpec, Callable[[JobActor], None]], JobActor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -30,15 +31,25 @@ class FrameWriter:
         source: Where from.
         batch_bytes: What one write takes at most, so that no session holds the loop.
         write_seconds: How long one write may take; past it the transport is aborted.
+        written: Called after each write.
     """
 
-    __slots__ = ("_batch_bytes", "_finishing", "_parked", "_source", "_transport", "_write_seconds")
+    __slots__ = ("_batch_bytes", "_finishing", "_parked", "_source", "_transport", "_write_seconds", "_written")
 
-    def __init__(self, transport: Transport, source: FrameSource, *, batch_bytes: int, write_seconds: float) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        source: FrameSource,
+        *,
+        batch_bytes: int,
+        write_seconds: float,
+        written: Callable[[], None] | None = None,
+    ) -> None:
         self._transport = transport
         self._source = source
         self._batch_bytes = batch_bytes
         self._write_seconds = write_seconds
+        self._written = written
         self._parked: trio.lowlevel.Task | None = None
         self._finishing = False
 
@@ -89,3 +100,5 @@ class FrameWriter:
             raise TransportClosedError(
                 CloseCode.ABNORMAL, f"a write made no progress for {self._write_seconds:g} seconds"
             )
+        if self._written is not None:
+            self._written()

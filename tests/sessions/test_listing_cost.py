@@ -12,6 +12,7 @@ from helpers import Script, open_raw
 
 import arcp_trio
 from arcp_trio.jobs.directory import JobDirectory
+from arcp_trio.jobs.feed import JobFeed
 from arcp_trio.records import JobRecord
 from arcp_trio.sessions.listing import JobListing
 from arcp_trio.timers import Timers
@@ -31,7 +32,7 @@ class FakeActor:
     def __init__(self, number: int) -> None:
         self.job_id = f"job_{number:08}"
 
-    def record(self) -> JobRecord:
+    def record(self, directory: JobDirectory) -> JobRecord:
         return JobRecord(
             job_id=self.job_id,
             agent="echo@1.0.0",
@@ -42,8 +43,7 @@ class FakeActor:
             completed_at=self.created_at,
             lease={},
             expires_at=None,
-            trace_id="0" * 31 + "1",
-            last_job_seq=1,
+            feed=JobFeed(self.job_id, "0" * 31 + "1", directory.histories.open()),
             ended_at=0.0,
             size=100,
         )
@@ -56,7 +56,7 @@ async def test_a_page_makes_no_more_entries_than_it_lists(monkeypatch: pytest.Mo
     for number in range(100_000):
         actor: Any = FakeActor(number)
         directory.add(actor)
-        directory.finish(actor.record())
+        directory.finish(actor.record(directory))
     looked_up: list[str] = []
     find = directory.find
 
