@@ -148,9 +148,9 @@ async def test_who_lags_is_told_once_an_episode(autojump_clock: trio.testing.Moc
     @agents.register("flood")
     async def flood(job: arcp_trio.JobContext, count: int) -> None:
         for event in go_on:
+            await event.wait()
             for _ in range(count):
                 await job.log("info", "x" * 1000)
-            await event.wait()
 
     # The agent does not wait: each of its bursts is one lag, and is read before the next.
     limits = arcp_trio.Limits(lag_events=200, throttle_seconds=0)
@@ -160,10 +160,9 @@ async def test_who_lags_is_told_once_an_episode(autojump_clock: trio.testing.Moc
         observer = await connect_raw(runtime)
         await observer.request("job.subscribe", {"job_id": job_id, "history": False})
         for event in go_on:
+            event.set()
             await trio.testing.wait_all_tasks_blocked()
             await client.settle()
-            event.set()
-        await client.receive_until("job.result")
         notices = [
             (position, frame)
             for position, frame in enumerate(frame for frame in client.received if "event_seq" in frame)
