@@ -18,12 +18,15 @@ from __future__ import annotations
 
 from ._version import __version__ as __version__
 from .client.client import Client as Client
+from .client.events import Event as Event
+from .client.events import Skipped as Skipped
 from .client.job_handle import CancelOutcome as CancelOutcome
-from .client.job_handle import Event as Event
 from .client.job_handle import JobHandle as JobHandle
-from .client.job_handle import Skipped as Skipped
+from .client.listing import JobPages as JobPages
 from .client.opening import open_client as open_client
 from .client.opening import open_client_over as open_client_over
+from .client.reconnect import ConnectionState as ConnectionState
+from .client.reconnect import Reconnect as Reconnect
 from .client.results import ResultFile as ResultFile
 from .embedded import open_session as _open_session
 from .gateway import Listening as Listening
@@ -60,6 +63,7 @@ from .wire.errors import MessageTooLargeError as MessageTooLargeError
 from .wire.errors import PermissionDeniedError as PermissionDeniedError
 from .wire.errors import ResumeWindowExpiredError as ResumeWindowExpiredError
 from .wire.errors import UnauthenticatedError as UnauthenticatedError
+from .wire.session_messages import SessionJobsEntry as JobEntry  # noqa: F401
 
 # Bound here and not in the runtime's class: the runtime does not know the client.
 Runtime.open_session = _open_session  # type: ignore[method-assign, assignment]

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from .client.client import Client
+from .client.client import OFFERED_FEATURES, Client
 from .client.opening import open_client_over
 from .limits import ClientLimits
 from .runtime import Runtime
@@ -43,5 +43,13 @@ async def open_session(
     theirs, ours = open_memory_pair(receive_bytes=(runtime.limits.receive_bytes, bounds.receive_bytes))
     serve = partial(runtime.serve_transport, theirs, principal=principal)
     runtime.spawn_connection(serve, f"embedded session of {principal}")
-    async with open_client_over(ours, token="embedded", name=name, limits=bounds) as client:  # noqa: S106
+    async with open_client_over(
+        ours,
+        token="embedded",  # noqa: S106
+        name=name,
+        limits=bounds,
+        reconnect=None,
+        # A connection inside of a process cannot half-die.
+        features=[feature for feature in OFFERED_FEATURES if feature != "heartbeat"],
+    ) as client:
         yield client

@@ -141,6 +141,11 @@ class ClientLimits:
         close_seconds: How long a close may wait for the runtime's answer and the closing handshake.
         cancel_seconds: How long a cancel waits for an answer or the job's end: some runtimes give
             neither (interop.md, section 3.15); longer than their grace of 30 s.
+        answer_seconds: How long a listing and a subscription wait for an answer, likewise.
+        ack_seconds: The shortest time between two acks of the events that were taken (P6.15).
+        heartbeat_min_seconds: The shortest interval of heartbeats that a runtime can ask for: a shorter one, 0 or a
+            negative one counts as this (P6.13).
+        heartbeat_max_seconds: The longest one, likewise.
         write_seconds: How long one write may make no progress; past it the connection is aborted.
         receive_bytes: The largest frame that is read.
         send_bytes: The largest frame that is sent; a larger request raises MessageTooLargeError (P4.4).
@@ -159,6 +164,10 @@ class ClientLimits:
     connect_seconds: float = 30.0
     close_seconds: float = 2.0
     cancel_seconds: float = 45.0
+    answer_seconds: float = 30.0
+    ack_seconds: float = 0.25
+    heartbeat_min_seconds: float = 1.0
+    heartbeat_max_seconds: float = 3600.0
     write_seconds: float = 60.0
     receive_bytes: int = 64 * MIB
     send_bytes: int = 1_000_000

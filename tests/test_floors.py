@@ -40,6 +40,7 @@ The package itself (``__init__``) is the map above all but the first.
 NEIGHBOURS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "runtime": {"shutdown"},
+    "transports": {"timers"},
 }
 
 # Narrower than their floor: the client is the other end of the wire, and knows no runtime.

@@ -10,7 +10,7 @@ from rich.progress import TimeElapsedColumn as ElapsedColumn
 from rich.table import Column
 from rich.text import Text
 
-from ..client.job_handle import Event, Skipped
+from ..client.events import Event, Skipped
 from .terminal import symbol
 from .text import clean, describe_event, describe_progress
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
-from ..client.job_handle import Event, Skipped
+from ..client.events import Event, Skipped
 from .bars import JobBars
 from .text import describe_event
 from .views import Throttle

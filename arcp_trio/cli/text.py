@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..client.job_handle import Event, Skipped
+from ..client.events import Event, Skipped
 from ..wire.jsontext import JSONValue, encode_json
 
 __all__ = ["clean", "count_of", "describe_event", "describe_progress", "short_id", "size_of"]

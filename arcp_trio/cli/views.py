@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from ..client.job_handle import Event, JobHandle, Skipped
+from ..client.events import Event, Skipped
+from ..client.job_handle import JobHandle
 from ..wire.errors import ARCPError
 from ..wire.jsontext import encode_json
 from .bars import STATUS_STYLES, JobBars, styled_status

@@ -1,74 +1,49 @@
-"""A session with a runtime, over any transport.
+"""A session with a runtime, over any transport: what a program calls.
 
-Theory of operation. One task reads and never stops: it decodes, finds whom a frame is for, and hands it
-over synchronously. One task writes. A call registers what it waits for before its request is sent, so an
-answer cannot come too early. Answers are matched by the request's id wherever a runtime writes it; against
-one that writes none, by trace and then by order (interop.md, section 3).
+What the calls wait for is kept by :mod:`arcp_trio.client.session`; the connections come and go in
+:mod:`arcp_trio.client.connecting`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from copy import copy
-from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, TypeVar
 
 import trio
 
-from .._version import __version__
-from ..limits import ClientLimits
-from ..transports.base import CloseCode, Transport, TransportClosedError
-from ..transports.writer import FrameWriter
-from ..wire.codec import encode_payload, read_message
-from ..wire.envelope import Envelope, decode_envelope, encode_envelope
-from ..wire.errors import (
-    ARCPError,
-    ConnectionLostError,
-    InternalError,
-    InvalidRequestError,
-    MalformedFrameError,
-    MessageTooLargeError,
-    error_from_wire,
-)
-from ..wire.ids import IdFactory
-from ..wire.job_messages import (
-    JobAccepted,
-    JobCancel,
-    JobCancelled,
-    JobError,
-    JobEvent,
-    JobResult,
-    JobSubmit,
-    LeaseConstraints,
-    Reply,
-)
+from ..transports.base import CloseCode
+from ..wire.errors import InternalError, InvalidRequestError
+from ..wire.job_messages import JobCancel, JobSubmit, JobSubscribe, JobSubscribed, LeaseConstraints
 from ..wire.jsontext import JSONValue
 from ..wire.session_messages import (
     REPLIES_FEATURE,
-    Auth,
-    ClientCapabilities,
-    Peer,
     SessionBye,
     SessionClose,
-    SessionError,
-    SessionHello,
-    SessionPing,
-    SessionPong,
+    SessionJobs,
+    SessionListJobs,
     SessionWelcome,
 )
-from ..wire.timestamps import WallClock
+from .connecting import Connector
 from .job_handle import CancelOutcome, JobHandle
+from .listing import JobPages, make_filter
+from .reconnect import ConnectionState
+from .requests import Request, Slot
+from .session import ClientSession
 
-__all__ = ["Client"]
+__all__ = ["OFFERED_FEATURES", "Client"]
 
 logger = logging.getLogger("arcp_trio.client")
 
 T = TypeVar("T")
 
 OFFERED_FEATURES = (
+    "heartbeat",
+    "ack",
+    "list_jobs",
+    "subscribe",
     "lease_expires_at",
     "cost.budget",
     "model.use",
@@ -80,89 +55,49 @@ OFFERED_FEATURES = (
 """What this client implements of :data:`arcp_trio.wire.session_messages.FEATURES`."""
 
 _MAX_RUNTIME_WARNING = 24 * 86400
-# A session.error that answers nothing and has one of these ends the connection (P12.2).
-_FATAL_CODES = frozenset({"UNAUTHENTICATED", "HEARTBEAT_LOST", "RESUME_WINDOW_EXPIRED"})
-
-
-class _Slot(Generic[T]):
-    """Where an answer is put. Putting is synchronous and tolerates a caller who has left."""
-
-    __slots__ = ("_error", "_event", "_value")
-
-    def __init__(self) -> None:
-        self._event = trio.Event()
-        self._value: T | None = None
-        self._error: ARCPError | None = None
-
-    @property
-    def is_set(self) -> bool:
-        return self._event.is_set()
-
-    def put(self, value: T) -> None:
-        if not self._event.is_set():
-            self._value = value
-            self._event.set()
-
-    def fail(self, error: ARCPError) -> None:
-        if not self._event.is_set():
-            self._error = error
-            self._event.set()
-
-    async def wait(self) -> T:
-        await self._event.wait()
-        if self._error is not None:
-            # One error may fail many calls: raised twice, an exception grows a traceback of both.
-            raise copy(self._error)
-        assert self._value is not None
-        return self._value
 
 
 class Client:
     """A session; made by what :mod:`arcp_trio.client.opening` has, or by ``runtime.open_session``.
 
-    Attributes:
-        session_id: The session's id.
-        features: What was negotiated.
-        welcome: The runtime's whole welcome.
+    It goes on while its connections come and go, where it can connect again (:class:`~arcp_trio.Reconnect`). A call
+    that is made meanwhile waits for the next connection. What was asked when a connection broke is answered
+    behind the next one or fails; a submit is sent again only with its idempotency key.
     """
 
-    def __init__(self, transport: Transport, *, limits: ClientLimits, ids: IdFactory, clock: WallClock) -> None:
-        self._transport = transport
-        self._limits = limits
-        self._ids = ids
-        self._clock = clock
-        self.session_id = ids.session()
-        self.features: frozenset[str] = frozenset()
-        self.welcome = SessionWelcome()
-        self._outbox: deque[bytes] = deque()
-        self._writer = FrameWriter(
-            transport, self, batch_bytes=limits.write_batch_bytes, write_seconds=limits.write_seconds
-        )
-        self._jobs: dict[str, JobHandle] = {}
-        # The files of results that were too large for memory: deleted on closing, where nobody has moved them.
-        self._result_files: list[Path] = []
-        self._submits: OrderedDict[str, tuple[JobHandle, _Slot[JobHandle]]] = OrderedDict()
-        self._cancels: dict[str, tuple[JobHandle, _Slot[CancelOutcome]]] = {}
-        self._early: OrderedDict[str, list[tuple[Envelope, int]]] = OrderedDict()
-        self._early_frames = 0
-        self._slots = trio.Semaphore(limits.requests)
-        # Until a runtime has shown that its answers name their request, also those that refuse, one submit at
-        # a time (D31).
-        self._correlates = False
-        # Traces of submits whose callers have left: their answers are nobody's.
-        self._left: deque[str] = deque(maxlen=limits.requests)
+    def __init__(self, session: ClientSession, connector: Connector) -> None:
+        self._session = session
+        self._connector = connector
+        self._limits = session.limits
+        self._slots = trio.Semaphore(session.limits.requests)
         self._one_at_a_time = trio.Lock()
-        self._accepts_late = False
-        self._closed_answer = trio.Event()
-        self._written = trio.Event()
-        self._lost: ARCPError | None = None
-        self._connection_error: ARCPError | None = None
-        self._malformed = 0
+        # The jobs that are being subscribed to: a second call waits for the first.
+        self._joining: dict[str, trio.Event] = {}
 
     def __repr__(self) -> str:
-        return f"<Client {self.session_id} {self._transport.description}>"
+        return f"<Client {self.session_id} {self.state.phase}>"
 
-    # --- for users ----------------------------------------------------------------------------------
+    @property
+    def session_id(self) -> str:
+        """The session's id."""
+        return self._session.session_id
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What was negotiated."""
+        return self._session.features
+
+    @property
+    def welcome(self) -> SessionWelcome:
+        """The runtime's whole welcome; the last one, after a resume."""
+        return self._session.welcome
+
+    @property
+    def state(self) -> ConnectionState:
+        """How the client is connected."""
+        return self._connector.state
+
+    # --- jobs ---------------------------------------------------------------------------------------
 
     async def submit(
         self,
@@ -182,7 +117,8 @@ class Client:
             input: Any JSON value.
             lease_request: Namespaces and their patterns (section 9).
             expires_at: The lease's end, RFC 3339 in UTC.
-            idempotency_key: Makes a repetition find the same job, on runtimes that keep keys.
+            idempotency_key: Makes a repetition find the same job, on runtimes that keep keys; with one the
+                request survives the loss of its connection.
             max_runtime_sec: Seconds after which the job ends as timed out.
             trace_id: 32 lower-case hex digits; ``None`` mints one.
 
@@ -190,7 +126,9 @@ class Client:
             ARCPError: The runtime refused it: the class that the code names.
             InvalidRequestError: The input is not JSON.
             MessageTooLargeError: The request is larger than a frame may be.
-            ConnectionLostError: The connection ended before the answer; the job may run.
+            ConnectionLostError: The connection was lost before the answer, and without a key the request is not
+                repeated; or the session was lost. The job may run.
+            ResumeWindowExpiredError: The session was lost, because the runtime did not resume it.
 
         Cancellation: the request may have been sent, and the job may run without a handle.
         """
@@ -207,28 +145,29 @@ class Client:
         )
         if max_runtime_sec is not None and max_runtime_sec > _MAX_RUNTIME_WARNING:
             logger.warning("max_runtime_sec is over 24 days: some runtimes end such a job at once (D55)")
-        handle = JobHandle(self, self._limits, trace_id or self._ids.trace())
-        request_id = self._ids.message()
-        frame = self._encode("job.submit", submit, request_id, trace_id=handle.trace_id)
-        async with self._slots:
-            if self._correlates:
-                return await self._send_submit(request_id, frame, handle)
-            async with self._one_at_a_time:
-                return await self._send_submit(request_id, frame, handle)
-
-    async def _send_submit(self, request_id: str, frame: bytes, handle: JobHandle) -> JobHandle:
-        slot: _Slot[JobHandle] = _Slot()
-        self._submits[request_id] = (handle, slot)
-        try:
-            self._send(frame)
-            return await slot.wait()
-        finally:
-            self._submits.pop(request_id, None)
-            if not slot.is_set:
-                self._left.append(handle.trace_id)
+        session = self._session
+        handle = JobHandle(self, self._limits, trace_id or session.ids.trace())
+        slot: Slot[JobHandle] = Slot()
+        request = self._request(
+            "job.submit",
+            submit,
+            slot,
+            handle=handle,
+            trace_id=handle.trace_id,
+            repeatable=idempotency_key is not None,
+        )
+        async with self._slots, self._turn():
+            session.pending.submits[request.request_id] = request
+            try:
+                session.ask(request)
+                return await slot.wait()
+            finally:
+                session.pending.submits.pop(request.request_id, None)
+                if not slot.is_set:
+                    session.pending.left.append(handle.trace_id)
 
     async def _cancel(self, handle: JobHandle, reason: str) -> CancelOutcome:
-        if handle.terminal is not None and REPLIES_FEATURE not in self.features:
+        if handle.terminal is not None and not self._session.replies:
             # Such a runtime answers a late cancel with silence, or with an error for another job.
             await trio.lowlevel.checkpoint()
             return CancelOutcome(applied=False, status=handle.status)
@@ -252,404 +191,189 @@ class Client:
             JobNotFoundError: The runtime does not know the job, or not for this principal.
             InvalidRequestError: ``job_id`` is empty.
             InternalError: The runtime answered nothing within ``ClientLimits.cancel_seconds``.
-            ConnectionLostError: The connection ended before the answer.
+            ConnectionLostError: The session was lost before the answer.
+            ResumeWindowExpiredError: So it was, because the runtime did not resume it.
 
         Cancellation: the request may have been sent.
         """
         if not job_id:
             raise InvalidRequestError("job_id: expected the id of a job, got an empty string")
-        handle = handle or self._jobs.get(job_id) or JobHandle(self, self._limits, "")
-        slot: _Slot[CancelOutcome] = _Slot()
-        request_id = self._ids.message()
-        # One peer wants the id on the envelope, another in the payload, and a reason that is not empty (D40).
-        frame = self._encode(
-            "job.cancel",
-            JobCancel(job_id=job_id, reason=reason or "cancelled by the client"),
-            request_id,
-            job_id=job_id,
-        )
+        session = self._session
+        handle = handle or session.jobs.get(job_id) or JobHandle(self, self._limits, "")
         handle.job_id = handle.job_id or job_id
+        slot: Slot[CancelOutcome] = Slot()
+        # One peer wants the id on the envelope, another in the payload, and a reason that is not empty (D40).
+        message = JobCancel(job_id=job_id, reason=reason or "cancelled by the client")
+        request = self._request("job.cancel", message, slot, handle=handle, job_id=job_id)
         async with self._slots:
-            self._cancels[request_id] = (handle, slot)
+            session.pending.cancels[request.request_id] = request
             try:
-                self._send(frame)
-                with trio.move_on_after(self._limits.cancel_seconds):
-                    return await slot.wait()
+                session.ask(request)
+                return await self._answer(request, f"the cancel of {job_id}", self._limits.cancel_seconds)
             finally:
-                del self._cancels[request_id]
-        raise InternalError(f"the runtime did not answer the cancel of {job_id}")
+                session.pending.cancels.pop(request.request_id, None)
 
-    # --- sending ------------------------------------------------------------------------------------
+    async def subscribe(self, job_id: str, *, history: bool = False, from_event_seq: int | None = None) -> JobHandle:
+        """Follow a job that another session submitted, of the same principal unless the runtime allows more (P7.17).
 
-    def _encode(
+        The handle's :meth:`~JobHandle.events` begin with the first event after the subscription, or after
+        ``from_event_seq``, and end with the job or :meth:`~JobHandle.unsubscribe`. A job that has ended ends at once.
+        For a job whose handle this client already has, that one is returned and nothing is asked.
+
+        Args:
+            job_id: The job.
+            history: Whether to begin with the events that the runtime still has. Where they do not reach back so far,
+                ``handle.subscribed.truncated_before`` says from which on they do.
+            from_event_seq: With ``history``: only those after this one, by the job's own count (P7.18); ``None`` for
+                all.
+
+        Raises:
+            JobNotFoundError: The runtime does not know the job, or not for this principal.
+            PermissionDeniedError: This principal may not follow it.
+            InvalidRequestError: The runtime did not negotiate ``subscribe``, or ``job_id`` is empty.
+            InternalError: The runtime answered nothing within ``ClientLimits.answer_seconds``.
+            ConnectionLostError: The session was lost before the answer.
+            ResumeWindowExpiredError: So it was, because the runtime did not resume it.
+
+        Cancellation: the job is not followed.
+        """
+        self._check_negotiated("subscribe")
+        if not job_id:
+            raise InvalidRequestError("job_id: expected the id of a job, got an empty string")
+        session = self._session
+        while (joining := self._joining.get(job_id)) is not None:
+            await joining.wait()
+        if job_id in session.jobs:
+            await trio.lowlevel.checkpoint()
+            return session.jobs[job_id]
+        self._joining[job_id] = trio.Event()
+        try:
+            return await self._join(JobSubscribe(job_id=job_id, history=history, from_event_seq=from_event_seq))
+        finally:
+            self._joining.pop(job_id).set()
+
+    async def _join(self, message: JobSubscribe) -> JobHandle:
+        session = self._session
+        assert message.job_id is not None
+        handle = JobHandle(self, self._limits, "")
+        handle._start_to_join(message.job_id)  # noqa: SLF001
+        slot: Slot[JobSubscribed] = Slot()
+        request = self._request("job.subscribe", message, slot, handle=handle, job_id=message.job_id)
+        joined = False
+        async with self._slots, self._turn():
+            session.pending.subscribes[request.request_id] = request
+            session.follow(handle)
+            try:
+                session.ask(request)
+                await self._answer(request, f"the subscription to {message.job_id}", self._limits.answer_seconds)
+                joined = True
+            finally:
+                session.pending.subscribes.pop(request.request_id, None)
+                if slot.failed:
+                    session.drop(handle)
+                elif not joined:
+                    # Nobody will read what the runtime may send from now on.
+                    session.unsubscribe(handle)
+        return handle
+
+    def list_jobs(
+        self,
+        *,
+        status: str | Collection[str] | None = None,
+        agent: str | None = None,
+        created_after: str | None = None,
+        limit: int | None = None,
+    ) -> JobPages:
+        """Iterate over the jobs that this principal may see, oldest first, page by page (P6.19).
+
+        ``async for page in client.list_jobs(status="running")``: each page is a tuple of :class:`~arcp_trio.JobEntry`;
+        the next one is asked for when it is wanted. A page may be empty.
+
+        Args:
+            status: Only those in this state, or in one of these: ``pending``, ``running``, ``success``, ``error``,
+                ``cancelled``, ``timed_out``.
+            agent: Only those of this agent: ``name`` for all its versions, or ``name@version``.
+            created_after: Only those created later, RFC 3339 in UTC.
+            limit: How many a page has at most; ``None`` leaves it to the runtime.
+
+        Raises:
+            InvalidRequestError: The runtime did not negotiate ``list_jobs``; while iterating: it refuses an argument.
+            InternalError: While iterating: it answered nothing within ``ClientLimits.answer_seconds``.
+            ConnectionLostError: While iterating: the session was lost before the answer.
+            ResumeWindowExpiredError: While iterating: so it was, because the runtime did not resume it.
+
+        Cancellation: of an iteration: the same page is asked for by the next one.
+        """
+        self._check_negotiated("list_jobs")
+        return JobPages(self._list, SessionListJobs(filter=make_filter(status, agent, created_after), limit=limit))
+
+    async def _list(self, message: SessionListJobs) -> SessionJobs:
+        session = self._session
+        slot: Slot[SessionJobs] = Slot()
+        request = self._request("session.list_jobs", message, slot)
+        async with self._slots, self._turn():
+            session.pending.listings[request.request_id] = request
+            try:
+                session.ask(request)
+                return await self._answer(request, "the listing", self._limits.answer_seconds)
+            finally:
+                session.pending.listings.pop(request.request_id, None)
+
+    # --- requests -----------------------------------------------------------------------------------
+
+    def _check_negotiated(self, feature: str) -> None:
+        if feature not in self.features:
+            raise InvalidRequestError(f"this runtime has not negotiated {feature!r}: it cannot be asked for that")
+
+    def _request(
         self,
         frame_type: str,
         message: object,
-        message_id: str,
+        slot: Slot[T],
         *,
+        handle: JobHandle | None = None,
+        repeatable: bool = True,
         job_id: str | None = None,
         trace_id: str | None = None,
-    ) -> bytes:
-        try:
-            payload = encode_payload(message)
-        except ValueError as exc:
-            raise InvalidRequestError(f"{frame_type}: {exc}") from None
-        frame = encode_envelope(
-            frame_type,
-            payload,
-            message_id=message_id,
-            timestamp=self._clock.timestamp(),
-            session_id=self.session_id,
-            job_id=job_id,
-            trace_id=trace_id,
+    ) -> Request[T]:
+        encode: Callable[[str], bytes] = partial(
+            self._session.encode, frame_type, message, job_id=job_id, trace_id=trace_id
         )
-        if len(frame) > self._limits.send_bytes:
-            raise MessageTooLargeError(
-                f"{frame_type}: {len(frame)} bytes; a frame has at most {self._limits.send_bytes}"
-            )
-        return frame
+        return Request(encode, self._session.ids.message(), slot, handle=handle, repeatable=repeatable)
 
-    def _send(self, frame: bytes) -> None:
-        if self._lost is not None:
-            raise copy(self._lost)
-        self._outbox.append(frame)
-        self._writer.wake()
+    def _turn(self) -> Any:
+        """Wait for each other until the runtime has shown that its refusals name what they refuse (D31)."""
+        return nullcontext() if self._session.pending.correlates else self._one_at_a_time
 
-    def take(self, limit: int) -> list[bytes]:
-        """Hand frames to the writer."""
-        frames: list[bytes] = []
-        size = 0
-        while self._outbox and size < limit:
-            frames.append(self._outbox.popleft())
-            size += len(frames[-1])
-        return frames
-
-    # --- receiving ----------------------------------------------------------------------------------
-
-    @trio.lowlevel.enable_ki_protection
-    async def _read(self, frames: Sequence[bytes | str]) -> None:
-        """Read until the connection ends. Nothing in here waits for a consumer."""
-        try:
-            while True:
-                for frame in frames:
-                    self._receive(frame)
-                frames = await self._transport.receive()
-        except TransportClosedError as exc:
-            self._lose(self._connection_error or ConnectionLostError(f"the connection has ended: {exc}"))
-        except Exception as exc:
-            # A bug in here ends the session and says so; it does not leave as a group from the user's block.
-            logger.exception("a bug in the reader of %r", self)
-            self._lose(ConnectionLostError(f"the client failed: {type(exc).__name__}"))
-        finally:
-            self._lose(ConnectionLostError("the client was closed"))
-
-    def _lose(self, error: ARCPError) -> None:
-        """Fail everything that waits: nothing more will come."""
-        if self._lost is not None:
-            return
-        self._lost = error
-        for handle, slot in self._submits.values():
-            handle._lose(error)  # noqa: SLF001
-            slot.fail(error)
-        for _, cancel_slot in self._cancels.values():
-            cancel_slot.fail(error)
-        for handle in self._jobs.values():
-            handle._lose(error)  # noqa: SLF001
-            handle._discard()  # noqa: SLF001
-        self._jobs.clear()
-        self._closed_answer.set()
-        self._writer.finish()
-
-    def _receive(self, text: bytes | str) -> None:
-        try:
-            envelope = decode_envelope(text, strict=False)
-            handler = self._HANDLERS.get(envelope.type)
-            if handler is None:
-                logger.debug("ignored a message of type %.50r", envelope.type)
-            else:
-                handler(self, envelope, len(text))
-            self._malformed = 0
-        except InvalidRequestError as exc:
-            # What cannot be read concerns nobody that can be found; the session goes on (P5.4).
-            logger.warning("ignored a frame: %s", exc.message)
-            if isinstance(exc, MalformedFrameError):
-                self._malformed += 1
-                if self._malformed >= self._limits.malformed_in_a_row:
-                    raise TransportClosedError(
-                        CloseCode.POLICY, f"{self._malformed} frames in a row were no envelopes"
-                    ) from None
-
-    def _on_event(self, envelope: Envelope, size: int) -> None:
-        handle = self._handle_of(envelope, size)
-        if handle is not None:
-            event = read_message(envelope, JobEvent)
-            handle._receive(event, envelope.event_seq, envelope.job_seq, size)  # noqa: SLF001
-
-    def _on_result(self, envelope: Envelope, size: int) -> None:
-        handle = self._handle_of(envelope, size)
-        if handle is not None:
-            self._end(handle, read_message(envelope, JobResult))
-
-    def _on_job_error(self, envelope: Envelope, size: int) -> None:
-        error = read_message(envelope, JobError)
-        if self._refuse_by_id(envelope, error):
-            return
-        handle = self._jobs.get(error.job_id or "")
-        if self._refuse_by_job(envelope, error, handle):
-            return
-        if handle is not None:
-            self._end(handle, error)
-        else:
-            self._keep_early(error.job_id or "", envelope, size)
-
-    def _end(self, handle: JobHandle, terminal: JobResult | JobError) -> None:
-        handle._end(terminal)  # noqa: SLF001
-        self._jobs.pop(handle.job_id, None)
-        path = handle._kept_file()  # noqa: SLF001
-        if path is not None:
-            self._result_files.append(path)
-        if REPLIES_FEATURE in self.features:
-            # The runtime answers each cancel, behind the terminal event.
-            return
-        for waiting, slot in self._cancels.values():
-            if waiting is handle:
-                # Some runtimes acknowledge no cancel: how the job ended tells what became of it.
-                applied = handle.status == "cancelled"
-                slot.put(CancelOutcome(applied=applied, status=handle.status))
-
-    def _handle_of(self, envelope: Envelope, size: int) -> JobHandle | None:
-        job_id = envelope.job_id or envelope.payload.get("job_id")
-        if not isinstance(job_id, str):
-            return None
-        handle = self._jobs.get(job_id)
-        if handle is None:
-            self._keep_early(job_id, envelope, size)
-        return handle
-
-    def _keep_early(self, job_id: str, envelope: Envelope, size: int) -> None:
-        """Keep a frame of a job that is not accepted yet, if one may still be (D32)."""
-        if not self._submits:
-            return
-        if self._early_frames < self._limits.early_frames:
-            self._early.setdefault(job_id, []).append((envelope, size))
-            self._early_frames += 1
-        elif envelope.type != "job.event" and job_id in self._early:
-            # An event can be missed, the end cannot: the job would seem to run for ever.
-            self._early[job_id][-1] = (envelope, size)
-
-    def _on_accepted(self, envelope: Envelope, _: int) -> None:
-        accepted = read_message(envelope, JobAccepted)
-        request_id = self._submit_of(accepted, envelope)
-        if request_id is None:
-            logger.debug("ignored the acceptance of %.64r: no submit waits for it", accepted.job_id)
-            return
-        handle, slot = self._submits.pop(request_id)
-        if accepted.job_id in self._jobs:
-            # The same job again, for a repeated submit: both calls get the one handle.
-            slot.put(self._jobs[accepted.job_id])
-            return
-        handle._accept(accepted)  # noqa: SLF001
-        self._jobs[accepted.job_id] = handle
-        slot.put(handle)
-        early = self._early.pop(accepted.job_id, [])
-        self._early_frames -= len(early)
-        for frame, size in early:
-            self._HANDLERS[frame.type](self, frame, size)
-        if not self._submits:
-            # Nobody is left for whom the rest could have been early.
-            self._early.clear()
-            self._early_frames = 0
-
-    def _submit_of(self, accepted: JobAccepted, envelope: Envelope) -> str | None:
-        """Find the submit that an acceptance answers: by id, by trace, by order."""
-        named = {accepted.request_id, accepted.reply_to, envelope.correlation_id} - {None}
-        for request_id in named:
-            if request_id in self._submits:
-                # One runtime names requests here and not where it refuses them: request_id alone shows nothing.
-                self._correlates |= request_id in (accepted.reply_to, envelope.correlation_id)
-                return request_id
-        trace_id = accepted.trace_id or envelope.trace_id
-        if named or accepted.parent_job_id is not None:
-            return None
-        for request_id, (handle, _) in self._submits.items():
-            if trace_id is not None and handle.trace_id == trace_id:
-                return request_id
-        if trace_id is not None and trace_id in self._left:
-            self._left.remove(trace_id)
-            return None
-        return next(iter(self._submits), None)
-
-    def _on_cancelled(self, envelope: Envelope, _: int) -> None:
-        cancelled = read_message(envelope, JobCancelled)
-        outcome = CancelOutcome(applied=True, status="cancelled")
-        for request_id in (cancelled.request_id, cancelled.reply_to, envelope.correlation_id):
-            waiting = self._cancels.get(request_id or "")
-            if waiting is not None:
-                waiting[1].put(outcome)
-                return
-        for handle, slot in self._cancels.values():
-            if handle.job_id == cancelled.job_id and not slot.is_set:
-                slot.put(outcome)
-                return
-
-    def _on_reply(self, envelope: Envelope, _: int) -> None:
-        reply = read_message(envelope, Reply)
-        waiting = self._cancels.get(reply.request_id)
-        if waiting is not None:
-            waiting[1].put(CancelOutcome(applied=reply.applied, status=reply.job_status))
-
-    # --- refusals -----------------------------------------------------------------------------------
-
-    def _on_session_error(self, envelope: Envelope, _: int) -> None:
-        error = read_message(envelope, SessionError)
-        if self._refuse_by_id(envelope, error):
-            return
-        if error.code in _FATAL_CODES:
-            self._connection_error = self._exception(error)
-            return
-        names_nothing = error.request_id is None and error.reply_to is None
-        if names_nothing and self._refuse_by_elimination(error):
-            return
-        if not self._submits and not self._cancels:
-            # The answer of a runtime that knows no session.close, or to a caller who has left; only a
-            # fault that names no request can be the reason why the runtime will close.
-            if names_nothing and error.code == "INTERNAL_ERROR":
-                self._connection_error = self._exception(error)
-            self._closed_answer.set()
-        logger.info("the runtime reports %s: %s", error.code, error.message)
-
-    @staticmethod
-    def _exception(error: SessionError | JobError) -> ARCPError:
-        return error_from_wire(error.code, error.message, retryable=error.retryable, details=error.details)
-
-    def _refuse_by_id(self, envelope: Envelope, error: SessionError | JobError) -> bool:
-        for request_id in (error.request_id, error.reply_to, envelope.correlation_id, envelope.id):
-            waiting = self._submits.get(request_id or "") or self._cancels.get(request_id or "")
-            if waiting is not None:
-                waiting[1].fail(self._exception(error))
-                self._correlates = True
-                return True
-        return False
-
-    def _refuse_by_elimination(self, error: SessionError) -> bool:
-        """Find the one request that an error can answer which names none: never a running job (D15)."""
-        submits: list[_Slot[Any]] = [slot for _, slot in self._submits.values() if not slot.is_set]
-        cancels: list[_Slot[Any]] = [slot for _, slot in self._cancels.values() if not slot.is_set]
-        # Our cancels are well formed: what refuses one is that its job is unknown.
-        first, second = (cancels, submits) if error.code == "JOB_NOT_FOUND" else (submits, cancels)
-        slots = first or second
-        if len(slots) != 1:
-            return False
-        slots[0].fail(self._exception(error))
-        return True
-
-    def _refuse_by_job(self, envelope: Envelope, error: JobError, handle: JobHandle | None) -> bool:
-        """Recognise a job.error that refuses a request without naming it, as one runtime writes it (X4, D34).
-
-        That runtime leaves the trace out exactly where it refuses; what ends a job has the job's.
-        """
-        if envelope.trace_id is not None or self._accepts_late:
-            return False
-        refuses_cancel = error.code in ("JOB_NOT_FOUND", "PERMISSION_DENIED")
-        if refuses_cancel and self._refuse_cancel_of(error.job_id or "", error):
-            return True
-        if handle is not None and error.code != "DUPLICATE_KEY":
-            return False
-        # The answer to a cancel whose caller has left is no answer to a submit.
-        return error.code == "JOB_NOT_FOUND" or self._refuse_oldest_submit(error)
-
-    def _refuse_cancel_of(self, job_id: str, error: JobError) -> bool:
-        for handle, slot in self._cancels.values():
-            if handle.job_id == job_id and not slot.is_set:
-                if handle.terminal is not None:
-                    slot.put(CancelOutcome(applied=False, status=handle.status))
-                else:
-                    slot.fail(self._exception(error))
-                return True
-        return False
-
-    def _refuse_oldest_submit(self, error: JobError) -> bool:
-        for _, slot in self._submits.values():
-            if not slot.is_set:
-                slot.fail(self._exception(error))
-                return True
-        return False
-
-    # --- the rest -----------------------------------------------------------------------------------
-
-    def _on_ping(self, envelope: Envelope, _: int) -> None:
-        ping = read_message(envelope, SessionPing)
-        pong = SessionPong(ping_nonce=ping.nonce, received_at=self._clock.timestamp())
-        # Past the bound, pings come faster than the runtime reads our answers: it does not need more.
-        if self._lost is None and len(self._outbox) < self._limits.requests:
-            self._send(self._encode("session.pong", pong, self._ids.message()))
-
-    def _on_closed(self, _: Envelope, __: int) -> None:
-        self._closed_answer.set()
-
-    _HANDLERS: ClassVar[Mapping[str, Callable[[Any, Envelope, int], None]]] = {
-        "job.event": _on_event,
-        "job.result": _on_result,
-        "job.error": _on_job_error,
-        "job.accepted": _on_accepted,
-        "job.cancelled": _on_cancelled,
-        "x-arcp-trio.reply": _on_reply,
-        "session.error": _on_session_error,
-        "session.ping": _on_ping,
-        "session.closed": _on_closed,
-        "session.bye": _on_closed,
-    }
-
-    # --- opening and closing ------------------------------------------------------------------------
-
-    async def _shake_hands(self, token: str, name: str) -> Sequence[bytes | str]:
-        """Send hello, take the welcome; return what came behind it."""
-        hello = SessionHello(
-            client=Peer(name=name, version=__version__, kind="arcp-trio"),
-            client_name=name,
-            client_version=__version__,
-            auth=Auth(token=token),
-            capabilities=ClientCapabilities(encodings=("json",), features=OFFERED_FEATURES),
-        )
-        await self._transport.send([self._encode("session.hello", hello, self._ids.message())])
-        early: list[bytes | str] = []
+    async def _answer(self, request: Request[T], what: str, seconds: float) -> T:
+        """Wait for an answer, which some runtimes do not give: for a bounded time with one connection."""
         while True:
-            frames = await self._transport.receive()
-            for index, frame in enumerate(frames):
-                envelope: Envelope | None = None
-                # What is no envelope is left to the reader, which ignores and counts it (P5.4).
-                with suppress(MalformedFrameError):
-                    envelope = decode_envelope(frame, strict=False)
-                if envelope is not None and envelope.type == "session.welcome":
-                    self._welcomed(read_message(envelope, SessionWelcome), envelope)
-                    return [*early, *frames[index + 1 :]]
-                if envelope is not None and envelope.type in ("session.error", "session.rejected", "job.error"):
-                    raise self._exception(read_message(envelope, SessionError))
-                if len(early) < self._limits.early_frames:
-                    early.append(frame)
+            link = request.link
+            with trio.move_on_after(seconds):
+                return await request.slot.wait()
+            if link is not None and link is self._session.link:
+                raise InternalError(f"the runtime did not answer {what}")
 
-    def _welcomed(self, welcome: SessionWelcome, envelope: Envelope) -> None:
-        self.welcome = welcome
-        self.session_id = welcome.session_id or self.session_id
-        # Some runtimes name all that they have: what counts is what both have (D11).
-        self.features = frozenset(OFFERED_FEATURES) & frozenset(welcome.capabilities.features or ())
-        self._correlates = REPLIES_FEATURE in self.features
-        # The one implementation whose events come before its accepts names itself this way alone (D8, D32).
-        self._accepts_late = "runtime_name" in envelope.payload and "runtime" not in envelope.payload
+    def _unsubscribe(self, handle: JobHandle) -> None:
+        self._session.unsubscribe(handle)
+
+    # --- closing ------------------------------------------------------------------------------------
 
     async def _say_goodbye(self) -> None:
         """Close politely: the specification's verb, then the one that others know (X8)."""
+        session = self._session
+        self._connector.close()
+        link = session.link
+        if link is None:
+            # Nobody to say it to: the session waits for its window, its jobs go on.
+            return
         with trio.move_on_after(self._limits.close_seconds, shield=True):
-            if self._lost is None:
-                close = SessionClose(reason="client.close")
-                self._closed_answer = trio.Event()
-                self._send(self._encode("session.close", close, self._ids.message()))
-                with trio.move_on_after(self._limits.close_seconds / 2):
-                    await self._closed_answer.wait()
-            if self._lost is None:
-                bye = SessionBye(reason="client.close")
-                self._send(self._encode("session.bye", bye, self._ids.message()))
-                self._writer.finish()
-                # A close would overtake what is not written yet.
-                await self._written.wait()
-            await self._transport.aclose(CloseCode.NORMAL, "client.close")
+            session.acknowledge_all()
+            session.closed_answer = trio.Event()
+            session.say("session.close", SessionClose(reason="client.close"))
+            with trio.move_on_after(self._limits.close_seconds / 2):
+                await session.closed_answer.wait()
+            session.say("session.bye", SessionBye(reason="client.close"))
+            # A close would overtake what is not written yet.
+            await link.flush()
+            await link.transport.aclose(CloseCode.NORMAL, "client.close")

@@ -1,12 +1,11 @@
-"""A job as its submitter holds it."""
+"""A job as a client holds it: one that it submitted, or one that it follows."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -21,58 +20,16 @@ from ..wire.errors import (
     JobTimeoutError,
     error_from_wire,
 )
-from ..wire.events import EVENT_BODIES, ResultChunk
-from ..wire.job_messages import JobAccepted, JobError, JobEvent, JobResult
+from ..wire.events import ResultChunk
+from ..wire.job_messages import JobAccepted, JobError, JobEvent, JobResult, JobSubscribed
 from ..wire.jsontext import JSONValue
+from .events import Event, EventIterator, EventTail, Skipped
 from .results import ResultAssembler, ResultFile
 
 if TYPE_CHECKING:
     from .client import Client
 
-__all__ = ["CancelOutcome", "Event", "JobHandle", "Skipped"]
-
-T = TypeVar("T")
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Event:
-    """A job.event as it was received.
-
-    Attributes:
-        job_id: Its job.
-        kind: One of the ten kinds of section 8.2, or another (P5.4).
-        body: A JSON object.
-        ts: When it was emitted, as the runtime wrote it; ``None`` where it wrote none.
-        event_seq: Its number in this session.
-        job_seq: Its number in the job's own counting, from runtimes that give one.
-    """
-
-    job_id: str
-    kind: str
-    body: dict[str, JSONValue]
-    ts: str | None = None
-    event_seq: int | None = None
-    job_seq: int | None = None
-
-    def parse(self) -> Any:
-        """Return the body as the class of its kind (:mod:`arcp_trio.wire.events`), or as it is for another kind.
-
-        Raises:
-            InvalidRequestError: It does not have the shape of its kind.
-        """
-        cls = EVENT_BODIES.get(self.kind)
-        return self.body if cls is None else structure_body(cls, self.body, "$.payload.body")
-
-
-@attrs.frozen
-class Skipped:
-    """Stands where events were dropped because the handle's reader was too slow.
-
-    Attributes:
-        count: How many.
-    """
-
-    count: int
+__all__ = ["CancelOutcome", "JobHandle"]
 
 
 @attrs.frozen
@@ -89,29 +46,17 @@ class CancelOutcome:
     status: str
 
 
-class _EventIterator(AsyncIterator["Event | Skipped"]):
-    """The one reader of a handle's events."""
-
-    def __init__(self, handle: JobHandle) -> None:
-        self._handle = handle
-
-    def __aiter__(self) -> _EventIterator:
-        return self
-
-    async def __anext__(self) -> Event | Skipped:
-        item = await self._handle._next_event()  # noqa: SLF001  # the two classes are one
-        if item is None:
-            raise StopAsyncIteration
-        return item
-
-
 class JobHandle:
-    """A job that this session submitted; made by :meth:`Client.submit`.
+    """A job that this session submitted or follows; made by :meth:`Client.submit` and :meth:`Client.subscribe`.
+
+    It outlives the connections of its client: events go on after a resume, none missing and none twice.
 
     Attributes:
         job_id: The job's id.
         agent: The resolved agent, ``name@version``.
-        accepted: The whole job.accepted.
+        accepted: The whole job.accepted; ``None`` for a job that another session submitted.
+        subscribed: The whole job.subscribed, the job's authority descriptor (P7.17); ``None`` for a job that this
+            session submitted.
         trace_id: The job's trace.
     """
 
@@ -121,11 +66,10 @@ class JobHandle:
         self.job_id = ""
         self.agent = ""
         self.accepted: JobAccepted | None = None
+        self.subscribed: JobSubscribed | None = None
         self.trace_id = trace_id
-        self._events: deque[tuple[Event, int]] = deque()
-        self._event_bytes = 0
-        self._skipped = 0
-        self._reader: trio.lowlevel.Task | None = None
+        self._joins = False
+        self._tail = EventTail(limits)
         self._assembler: ResultAssembler | None = None
         self._ended = trio.Event()
         self._terminal: JobResult | JobError | None = None
@@ -147,6 +91,11 @@ class JobHandle:
         """The terminal event; ``None`` before it has come."""
         return self._terminal
 
+    @property
+    def is_subscription(self) -> bool:
+        """Whether this session follows a job that it did not submit."""
+        return self._joins and self.accepted is None
+
     def events(self) -> AsyncIterator[Event | Skipped]:
         """Iterate over the job's events, from the oldest that is kept to its end.
 
@@ -155,18 +104,21 @@ class JobHandle:
         dropped and a :class:`Skipped` stands in their place. One task may read at a time.
 
         Raises:
-            ConnectionLostError: While iterating: the connection ended before the job did.
+            ConnectionLostError: While iterating: the session was lost before the job ended.
+            ResumeWindowExpiredError: While iterating: so it was, because the runtime did not resume it.
             trio.BusyResourceError: While iterating: another task reads.
 
         Cancellation: no event is lost.
         """
-        return _EventIterator(self)
+        return EventIterator(self._tail)
 
     async def wait_ended(self) -> None:
         """Wait until the job has ended, however it did.
 
         Raises:
-            ConnectionLostError: The connection ended before the job did.
+            ConnectionLostError: The session was lost before the job ended.
+            ResumeWindowExpiredError: So it was, because the runtime did not resume it.
+            InvalidRequestError: The job was unsubscribed from before it ended.
 
         Cancellation: a checkpoint; the job goes on.
         """
@@ -184,8 +136,11 @@ class JobHandle:
 
         Raises:
             ARCPError: The job did not succeed: the class that its code names.
-            InternalError: The streamed result did not come whole.
-            ConnectionLostError: The connection ended before the job did.
+            InternalError: The streamed result did not come whole; of a job that was subscribed to while it streamed
+                its result, because the chunks before that are missing (``history=True`` may give them).
+            ConnectionLostError: The session was lost before the job ended.
+            ResumeWindowExpiredError: So it was, because the runtime did not resume it.
+            InvalidRequestError: The job was unsubscribed from before it ended.
 
         Cancellation: nothing is lost; it may be called again, and from several tasks.
         """
@@ -214,6 +169,19 @@ class JobHandle:
         """
         return await self._client._cancel(self, reason)  # noqa: SLF001  # the client sends
 
+    async def unsubscribe(self) -> None:
+        """Follow the job no more: :meth:`events` ends behind what is kept. The job goes on (P7.20).
+
+        No runtime answers it: it is sent with the next connection where there is none now. It does nothing the second
+        time, after the job's end, or for a job that this session submitted.
+
+        Cancellation: a checkpoint, after the request was handed over.
+        """
+        if self.is_subscription and not self._ended.is_set():
+            self._client._unsubscribe(self)  # noqa: SLF001  # the client sends
+            self._leave()
+        await trio.lowlevel.checkpoint()
+
     # --- what the client calls: synchronous, never failing ------------------------------------------
 
     def _accept(self, accepted: JobAccepted) -> None:
@@ -221,9 +189,22 @@ class JobHandle:
         self.job_id = accepted.job_id
         self.agent = accepted.agent or ""
 
+    def _start_to_join(self, job_id: str) -> None:
+        self.job_id = job_id
+        self._joins = True
+
+    def _join(self, subscribed: JobSubscribed) -> None:
+        self.subscribed = subscribed
+        self.agent = subscribed.agent or ""
+        self.trace_id = subscribed.trace_id or ""
+
+    def _leave(self) -> None:
+        self._lost = InvalidRequestError(f"{self.job_id} was unsubscribed from: its end is not known")
+        self._discard()
+        self._ended.set()
+        self._tail.finish()
+
     def _receive(self, payload: JobEvent, event_seq: int | None, job_seq: int | None, size: int) -> None:
-        if self._terminal is not None:
-            return
         if payload.kind == "result_chunk":
             self._receive_chunk(payload.body)
             return
@@ -235,19 +216,11 @@ class JobHandle:
             event_seq=event_seq,
             job_seq=job_seq,
         )
-        self._events.append((event, size))
-        self._event_bytes += size
-        while len(self._events) > self._limits.events or (
-            self._event_bytes > self._limits.event_bytes and len(self._events) > 1
-        ):
-            _, dropped = self._events.popleft()
-            self._event_bytes -= dropped
-            self._skipped += 1
-        self._wake()
+        self._tail.append(event, size)
 
     def _receive_chunk(self, body: dict[str, JSONValue]) -> None:
         if self._assembler is None:
-            self._assembler = ResultAssembler(self._limits)
+            self._assembler = ResultAssembler(self._limits, joined_late=self.is_subscription)
         try:
             self._assembler.add(structure_body(ResultChunk, body, "$.payload.body"))
         except InvalidRequestError as exc:
@@ -255,7 +228,7 @@ class JobHandle:
 
     def _end(self, terminal: JobResult | JobError) -> None:
         """Take the terminal event; the first one counts."""
-        if self._terminal is not None:
+        if self._ended.is_set():
             return
         self._terminal = terminal
         if isinstance(terminal, JobError):
@@ -270,21 +243,21 @@ class JobHandle:
         elif self._failure is None:
             try:
                 if self._assembler is not None or terminal.result_id is not None:
-                    assembler = self._assembler or ResultAssembler(self._limits)
+                    assembler = self._assembler or ResultAssembler(self._limits, joined_late=self.is_subscription)
                     self._result = assembler.finish(terminal)
                 else:
                     self._result = terminal.result
             except ARCPError as exc:
                 self._failure = exc
         self._ended.set()
-        self._wake()
+        self._tail.finish()
 
     def _lose(self, error: ARCPError) -> None:
         """Take note that nothing more will come."""
-        if self._terminal is None and self._lost is None:
+        if not self._ended.is_set():
             self._lost = error
             self._ended.set()
-            self._wake()
+            self._tail.finish(error)
 
     def _kept_file(self) -> Path | None:
         """Return the file that holds the result, if one does; one that holds a broken result is deleted."""
@@ -296,33 +269,3 @@ class JobHandle:
     def _discard(self) -> None:
         if self._assembler is not None:
             self._assembler.discard()
-
-    def _wake(self) -> None:
-        if self._reader is not None:
-            trio.lowlevel.reschedule(self._reader)
-            self._reader = None
-
-    async def _next_event(self) -> Event | Skipped | None:
-        # Ready events cost no turn of the loop each: the buffer is bounded, and so is their number.
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while True:
-            if self._skipped:
-                skipped, self._skipped = self._skipped, 0
-                return Skipped(skipped)
-            if self._events:
-                event, size = self._events.popleft()
-                self._event_bytes -= size
-                return event
-            if self._terminal is not None:
-                return None
-            if self._lost is not None:
-                raise copy(self._lost)
-            if self._reader is not None:
-                raise trio.BusyResourceError("another task reads this job's events")
-            self._reader = trio.lowlevel.current_task()
-
-            def unpark(_: object) -> trio.lowlevel.Abort:
-                self._reader = None
-                return trio.lowlevel.Abort.SUCCEEDED
-
-            await trio.lowlevel.wait_task_rescheduled(unpark)

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from urllib.parse import urlsplit
 
 import trio
 
 from ..limits import ClientLimits
+from ..timers import Timers
 from ..transports.base import Transport, TransportClosedError
 from ..transports.websocket import open_websocket
 from ..wire.errors import ConnectionLostError
 from ..wire.ids import IdFactory
+from ..wire.session_messages import Auth
 from ..wire.timestamps import WallClock
-from .client import Client
+from .client import OFFERED_FEATURES, Client
+from .connecting import Connector
+from .reconnect import Reconnect
+from .session import ClientSession
 
 __all__ = ["open_client", "open_client_over"]
+
+DEFAULT_RECONNECT = Reconnect()
 
 
 @asynccontextmanager
@@ -28,6 +36,9 @@ async def open_client_over(
     token: str,
     name: str = "arcp-trio",
     limits: ClientLimits | None = None,
+    connect: Callable[[], AbstractAsyncContextManager[Transport]] | None = None,
+    reconnect: Reconnect | None = DEFAULT_RECONNECT,
+    features: Sequence[str] = OFFERED_FEATURES,
     ids: IdFactory | None = None,
     clock: WallClock | None = None,
 ) -> AsyncGenerator[Client, None]:
@@ -38,6 +49,10 @@ async def open_client_over(
         token: The bearer token.
         name: How the client names itself.
         limits: Its bounds; ``None`` for the defaults.
+        connect: Opens another transport to the same runtime, and closes it, when this one has broken; raises
+            TransportClosedError or OSError where that fails. ``None``: the session ends with its first connection.
+        reconnect: How it is tried; ``None``: not at all.
+        features: What the client offers; all that it implements, if nothing else is said (P6.4).
         ids: Where ids come from; tests give their own.
         clock: The time of day; tests give their own.
 
@@ -48,23 +63,33 @@ async def open_client_over(
 
     Whatever the body raises leaves as it is, not in a group. Jobs of the session go on after it.
 
-    Cancellation: the session is closed politely within ``ClientLimits.close_seconds``.
+    Cancellation: the session is closed politely within ``ClientLimits.close_seconds``; while it has no connection, at
+    once.
     """
     limits = limits or ClientLimits()
-    client = Client(transport, limits=limits, ids=ids or IdFactory(), clock=clock or WallClock())
+    timers = Timers()
+    session = ClientSession(
+        limits=limits,
+        ids=ids or IdFactory(),
+        clock=clock or WallClock(),
+        timers=timers,
+        offered=frozenset(features),
+    )
+    connector = Connector(
+        session,
+        timers,
+        auth=Auth(token=token),
+        name=name,
+        features=features,
+        connect=connect,
+        reconnect=reconnect,
+    )
+    client = Client(session, connector)
     try:
-        frames: Sequence[bytes | str] | None = None
-        try:
-            with trio.move_on_after(limits.connect_seconds):
-                frames = await client._shake_hands(token, name)  # noqa: SLF001
-        except TransportClosedError as exc:
-            raise ConnectionLostError(f"no welcome: {exc}") from exc
-        if frames is None:
-            raise ConnectionLostError(f"no welcome within {limits.connect_seconds:g} seconds")
+        link, frames = await connector.open(transport)
         body_error: BaseException | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_write, client, name="arcp client writer")
-            nursery.start_soon(client._read, frames, name="arcp client reader")  # noqa: SLF001
+            nursery.start_soon(connector.keep_connected, link, frames, name="arcp client connections")
             try:
                 yield client
             except BaseException as exc:  # noqa: BLE001, ASYNC103  # raised below, outside of the nursery
@@ -79,18 +104,9 @@ async def open_client_over(
         if body_error is not None:
             raise body_error
     finally:
-        for path in client._result_files:  # noqa: SLF001
+        for path in session.result_files:
             path.unlink(missing_ok=True)
         await transport.abort()  # noqa: ASYNC102  # never blocks
-
-
-async def _write(client: Client) -> None:
-    try:
-        await client._writer.run()  # noqa: SLF001
-    except TransportClosedError as exc:
-        client._lose(ConnectionLostError(f"the connection has ended: {exc}"))  # noqa: SLF001
-    finally:
-        client._written.set()  # noqa: SLF001
 
 
 def _check_plaintext(url: str) -> None:
@@ -115,16 +131,21 @@ async def open_client(
     token: str,
     name: str = "arcp-trio",
     limits: ClientLimits | None = None,
+    reconnect: Reconnect | None = DEFAULT_RECONNECT,
     ssl_context: ssl.SSLContext | None = None,
     allow_plaintext: bool = False,
 ) -> AsyncGenerator[Client, None]:
     """Open a session with the runtime at ``url``, as an asynchronous context manager.
+
+    The first connection is tried once; when it breaks later, the client connects again and resumes its session
+    (P6.7): :mod:`arcp_trio.client.reconnect` says when.
 
     Args:
         url: ``ws://HOST:PORT/arcp`` or ``wss://…``.
         token: The bearer token.
         name: How the client names itself.
         limits: Its bounds; ``None`` for the defaults.
+        reconnect: How it connects again; ``None``: not at all, the session ends with its first connection.
         ssl_context: For ``wss://``; ``None`` verifies against the system's authorities.
         allow_plaintext: Whether the token may go over ``ws://`` to another machine (P14.1).
 
@@ -139,16 +160,20 @@ async def open_client(
     if not allow_plaintext:
         _check_plaintext(url)
     bounds = limits or ClientLimits()
+    connect = partial(
+        open_websocket,
+        url,
+        receive_bytes=bounds.receive_bytes,
+        connect_seconds=bounds.connect_seconds,
+        close_seconds=bounds.close_seconds,
+        ssl_context=ssl_context,
+    )
     try:
         async with (
-            open_websocket(
-                url,
-                receive_bytes=bounds.receive_bytes,
-                connect_seconds=bounds.connect_seconds,
-                close_seconds=bounds.close_seconds,
-                ssl_context=ssl_context,
-            ) as transport,
-            open_client_over(transport, token=token, name=name, limits=bounds) as client,
+            connect() as transport,
+            open_client_over(
+                transport, token=token, name=name, limits=bounds, connect=connect, reconnect=reconnect
+            ) as client,
         ):
             yield client
     except TransportClosedError as exc:

@@ -19,6 +19,7 @@ __all__ = ["ResultAssembler", "ResultFile"]
 
 # Chunks that are remembered to recognise a repetition: a stream of small ones must not cost memory without end.
 _REMEMBERED = 1024
+_JOINED_LATE = "the chunks before the subscription are missing (subscribe with history=True)"
 
 
 class ResultFile:
@@ -54,10 +55,15 @@ class ResultAssembler:
     """Takes the chunks of one job and gives its result.
 
     A violation is remembered and raised by :meth:`finish`: the reader of a connection must not fail for one job.
+
+    Args:
+        limits: The client's bounds.
+        joined_late: Whether the job was subscribed to, so that its first chunks may have gone before.
     """
 
-    def __init__(self, limits: ClientLimits) -> None:
+    def __init__(self, limits: ClientLimits, *, joined_late: bool = False) -> None:
         self._limits = limits
+        self._joined_late = joined_late
         self._result_id: str | None = None
         self._next_seq = 0
         self._hashes: deque[int] = deque(maxlen=_REMEMBERED)
@@ -110,6 +116,8 @@ class ResultAssembler:
             same = self._hashes[-age] == hash(data)
             return None if same else f"chunk {chunk.chunk_seq} came twice, with other bytes"
         if chunk.chunk_seq != self._next_seq:
+            if self._joined_late and not self._next_seq:
+                return f"{_JOINED_LATE}: the first one that came is {chunk.chunk_seq}"
             return f"chunk {chunk.chunk_seq} came where {self._next_seq} was expected"
         if self._final:
             return f"chunk {chunk.chunk_seq} came after the last one"
@@ -148,6 +156,8 @@ class ResultAssembler:
             raise self._broken(self._violation)
         if terminal.truncated and not self._next_seq:
             raise self._broken("the runtime did not send it: too large for a session without result_chunk")
+        if self._joined_late and not self._next_seq:
+            raise self._broken(f"{_JOINED_LATE}: none came")
         if self._result_id is not None and terminal.result_id != self._result_id:
             raise self._broken("the terminal event names another result_id")
         if terminal.result_size is None:

@@ -28,7 +28,7 @@ async def test_a_handle_that_nobody_reads_is_bounded(script: Script) -> None:
         async with runtime.open_session(principal="me", limits=LIMITS) as client:
             job = await client.submit("flood", 5000)
             assert await job.result() == 5000
-            assert len(job._events) == 10
+            assert len(job._tail) == 10
             items = [item async for item in job.events()]
     assert items[0] == arcp_trio.Skipped(4990)
     assert [item.body["message"] for item in items[1:]] == [f"line {n}" for n in range(4990, 5000)]  # type: ignore[union-attr]
@@ -290,9 +290,9 @@ async def test_what_a_client_does_not_know_does_not_disturb_it(caplog: pytest.Lo
         pong = await server.raw.receive_until("session.pong")
         assert pong["payload"]["ping_nonce"] == "n1"
         await server.say("job.accepted", {"job_id": "job_1", "request_id": submit["id"]}, job_id="job_1")
-        await server.say("job.event", {"kind": "x-new", "body": {"a": 1}}, job_id="job_1", event_seq=1)
-        await server.say("job.result", {"output": "fine"}, job_id="job_1", event_seq=2)
-        await server.say("job.error", {"code": "CANCELLED", "message": "late"}, job_id="job_1", event_seq=3)
+        await server.say("job.event", {"kind": "x-new", "body": {"a": 1}}, job_id="job_1", event_seq=2)
+        await server.say("job.result", {"output": "fine"}, job_id="job_1", event_seq=3)
+        await server.say("job.error", {"code": "CANCELLED", "message": "late"}, job_id="job_1", event_seq=4)
 
     async def use(client: arcp_trio.Client) -> None:
         job = await client.submit("a")

@@ -294,7 +294,7 @@ async def test_two_hundred_connections_leave_nothing(script: Script) -> None:
             async with arcp_trio.open_client(listening.url, token="token") as client:
                 await (await client.submit("echo", 1)).result()
                 if drop:
-                    await client._transport.abort()
+                    await client._session.link.transport.abort()
 
         async def settle() -> tuple[int, int]:
             while runtime.statistics().connections or runtime.statistics().sessions:

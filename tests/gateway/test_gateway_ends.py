@@ -285,7 +285,8 @@ async def test_an_upgrade_during_the_drain_is_refused(script: Script) -> None:
 async def test_a_shutdown_ends_the_clients_jobs_and_then_its_calls(script: Script) -> None:
     async with (
         open_gateway(script) as (runtime, listening),
-        arcp_trio.open_client(listening.url, token="token") as client,
+        # One that reconnects would wait for the gateway to come back.
+        arcp_trio.open_client(listening.url, token="token", reconnect=None) as client,
     ):
         job = await client.submit("sleep")
         await runtime.aclose()

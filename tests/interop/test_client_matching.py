@@ -258,7 +258,7 @@ async def test_the_acceptance_of_a_caller_who_has_left_answers_nobody_else(runti
         left, frame_of_left = await table.submit()
         left.scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
-        assert not table.client._submits
+        assert not table.client._session.pending.submits
         call, frame = await table.submit()
         await table.accept(frame_of_left, "job_left", by=by)
         await table.log("job_left", "not for you")
@@ -321,10 +321,10 @@ async def test_what_comes_before_its_acceptance_is_kept_for_the_right_job() -> N
         assert messages([event async for event in second.handle.events()]) == ["b0", "b1", "b2"]
         assert (await first.handle.result(), await second.handle.result()) == ("a", "b")
         # With no submit outstanding nothing can be early.
-        assert not table.client._early
-        assert table.client._early_frames == 0
+        assert not table.client._session.early.frames
+        assert table.client._session.early.count == 0
         await table.log("job_3", "late")
-        assert not table.client._early
+        assert not table.client._session.early.frames
 
 
 @pytest.mark.requirement("D32", "K08")
@@ -334,11 +334,11 @@ async def test_what_is_kept_early_is_bounded_and_the_end_is_kept() -> None:
         for index in range(10):
             await table.log("job_1", str(index))
             await table.log(f"job_of_nobody_{index}", "noise")
-        assert table.client._early_frames == 3
-        assert len(table.client._early) <= 3
+        assert table.client._session.early.count == 3
+        assert len(table.client._session.early.frames) <= 3
         await table.result("job_1", "the end")
         await table.result("job_of_nobody", "noise")
-        assert table.client._early_frames == 3
+        assert table.client._session.early.count == 3
         await table.accept(frame, "job_1", by="reply_to")
         # Without its end the job would seem to run for ever.
         assert await call.handle.result() == "the end"

@@ -387,6 +387,7 @@ async def test_a_recorded_conversation(
         "job.submit",
         "job.cancel",
         "session.pong",
+        "session.ack",
         "session.close",
         "session.bye",
     }
@@ -415,7 +416,7 @@ OTHERS = [
 async def test_jobs_of_others_disturb_nothing(
     autojump_clock: trio.testing.MockClock, conversation: Sequence[Record]
 ) -> None:
-    """Subscriptions and resumed sessions, which our client does not ask for yet: it ignores their frames."""
+    """Subscriptions and resumed sessions that our client has not asked for: it ignores their frames."""
     _, welcome, *rest = conversation
     rest = [record for record in rest if record.type != "job.cancel"]
     with trio.fail_after(60):
@@ -426,9 +427,9 @@ async def test_jobs_of_others_disturb_nothing(
             # It still takes its own.
             await fake.send({**number(46).frame, "session_id": client.session_id})
             await fake.receive("session.pong")
-            assert not client._jobs
-            assert not client._early
-            assert client._early_frames == 0
+            assert not client._session.jobs
+            assert not client._session.early.frames
+            assert client._session.early.count == 0
 
 
 def refused_hellos() -> list[Record]:

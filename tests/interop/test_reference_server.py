@@ -46,13 +46,17 @@ async def test_handshake_and_a_polite_close(reference_peer: ReferencePeer) -> No
         assert client.welcome.session_id == client.session_id
         assert client.session_id.startswith("sess_")
         assert client.welcome.runtime.name == "reference"
-        # What both have: we offer no heartbeat, the peer knows nothing of our own feature.
+        # What both have: the peer knows nothing of our own feature.
         assert client.features == {
+            "ack",
             "agent_versions",
             "cost.budget",
+            "heartbeat",
             "lease_expires_at",
+            "list_jobs",
             "progress",
             "result_chunk",
+            "subscribe",
         }
         assert client.welcome.capabilities.agents is not None
         versions = {agent.name: agent.versions for agent in client.welcome.capabilities.agents}
@@ -264,7 +268,7 @@ async def test_many_at_once(reference_peer: ReferencePeer) -> None:
 async def test_a_server_that_goes_away(reference_peer: ReferencePeer) -> None:
     with trio.fail_after(30):
         async with reference_peer.open_server() as server:
-            async with arcp_trio.open_client(server.url, token="secret") as client:
+            async with arcp_trio.open_client(server.url, token="secret", reconnect=None) as client:
                 job = await client.submit("slow")
                 await server.stop()
                 with pytest.raises(arcp_trio.ConnectionLostError):
