@@ -42,6 +42,8 @@ from .sessions.auth import AnonymousAccess as AnonymousAccess
 from .sessions.auth import Principal as Principal
 from .sessions.auth import StaticTokens as StaticTokens
 from .sessions.auth import Verifier as Verifier
+from .sessions.observation import ObservationPolicy as ObservationPolicy
+from .sessions.observation import Visibility as Visibility
 from .wire.errors import AgentNotAvailableError as AgentNotAvailableError
 from .wire.errors import AgentVersionNotAvailableError as AgentVersionNotAvailableError
 from .wire.errors import ARCPError as ARCPError

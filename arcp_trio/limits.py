@@ -12,6 +12,9 @@ __all__ = ["ClientLimits", "Limits"]
 KIB = 1024
 MIB = 1024 * KIB
 
+MIN_HEARTBEAT_SECONDS = 0.1
+"""The shortest interval of heartbeats, in seconds."""
+
 
 @attrs.frozen(kw_only=True)
 class Limits:
@@ -41,11 +44,26 @@ class Limits:
         inline_result_bytes: What a chunked result may have to be sent inline to a session that takes no
             chunks; past it that session gets ``truncated`` (P6.4).
         write_batch_bytes: What one write takes at most: fairness between the sessions of a process.
-        unsent_events: Events not yet written to a connection; past it the connection is closed with 4001 (P6.18).
-        unsent_bytes: Bytes not yet written, likewise.
-        throttle_events: Unsent events of the submitting session above which its own agents wait (P6.17).
-        throttle_bytes: Unsent bytes, likewise.
-        throttle_seconds: How long they wait at most in one episode of lag.
+        heartbeat_seconds: The interval of heartbeats (P6.13): silent for one, a peer is asked; silent for two, its
+            connection is closed with 4002. At least 0.1.
+        resume_seconds: How long a session waits for its client after it lost its connection; past it
+            RESUME_WINDOW_EXPIRED (P6.12).
+        sessions_waiting: Sessions in all that wait for their clients; past it the one that waits longest ends.
+        window_events: Events that a session keeps to send them again: past it the oldest that was sent goes, and
+            half of it unsent closes the connection with 4001 (P6.18); the other half is time to resume.
+        window_bytes: The bytes of those events, likewise.
+        windows_bytes: The bytes of all windows together, what several share counted for each; past it the session
+            that gets an event sheds, as if its own window were full.
+        lag_events: Unsent events above which a session is told that it lags, and its own agents wait (P6.17).
+        lag_bytes: Unsent bytes, likewise.
+        unacked_events: Sent events without an ack, where acks were negotiated, above which it is told too (P6.17).
+        throttle_seconds: How long its own agents wait for it at most in one episode of lag.
+        subscriptions: Jobs that one session may subscribe to; past it the request is refused.
+        waiting_subscribes: Subscriptions with a history that wait until the session has room for it; likewise.
+        history_events: Events of one job that are kept for subscribers who come later; past it the oldest goes (P7.18).
+        history_bytes: The bytes of those events, likewise.
+        histories_bytes: The bytes of the histories of all jobs together; past it those of ended jobs go, the
+            oldest first, and then a job's own oldest events.
         replies: Replies that wait for a connection; past it the connection is closed with 1008: a client
             that asks and does not read.
         remembered_messages: Message ids remembered to recognise a retransmission (P5.7).
@@ -77,11 +95,21 @@ class Limits:
     result_bytes: int = 1024 * MIB
     inline_result_bytes: int = 16 * MIB
     write_batch_bytes: int = 64 * KIB
-    unsent_events: int = 5_000
-    unsent_bytes: int = 8 * MIB
-    throttle_events: int = 1_024
-    throttle_bytes: int = 1 * MIB
+    heartbeat_seconds: float = 30.0
+    resume_seconds: float = 600.0
+    sessions_waiting: int = 4_096
+    window_events: int = 10_000
+    window_bytes: int = 16 * MIB
+    windows_bytes: int = 1024 * MIB
+    lag_events: int = 1_024
+    lag_bytes: int = 1 * MIB
+    unacked_events: int = 8_192
     throttle_seconds: float = 5.0
+    subscriptions: int = 256
+    waiting_subscribes: int = 64
+    history_events: int = 1_000
+    history_bytes: int = 1 * MIB
+    histories_bytes: int = 256 * MIB
     replies: int = 1_024
     remembered_messages: int = 1_024
     malformed_in_a_row: int = 8
@@ -94,6 +122,11 @@ class Limits:
             value = getattr(self, field.name)
             if not value >= 0 or value == float("inf"):
                 raise ValueError(f"{field.name}: expected a finite number that is not negative, got {value!r}")
+        if self.heartbeat_seconds < MIN_HEARTBEAT_SECONDS:
+            # A smaller one would spin (H07).
+            raise ValueError(f"heartbeat_seconds: expected at least {MIN_HEARTBEAT_SECONDS}")
+        if self.resume_seconds < 1:
+            raise ValueError("resume_seconds: expected at least 1, the shortest window that a welcome can say")
 
 
 @attrs.frozen(kw_only=True)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import attrs
+
+if TYPE_CHECKING:
+    from .jobs.feed import JobFeed
 
 __all__ = ["JobRecord"]
 
@@ -19,10 +25,11 @@ class JobRecord:
         status: One of the four terminal states, as the wire names it.
         created_at: When it was accepted, as the wire writes it.
         completed_at: When it ended, likewise.
-        trace_id: Its trace.
-        last_job_seq: How many events it had, the terminal one included (P7.18).
+        lease: What it may do.
+        expires_at: When that ends, or ``None``.
+        feed: Its terminal event, and of its events what is still kept for who comes later.
         ended_at: When it ended, on the runtime's monotonic clock.
-        size: About how many bytes this record keeps.
+        size: About how many bytes this record keeps, its history aside, which has bounds of its own.
     """
 
     job_id: str
@@ -32,7 +39,8 @@ class JobRecord:
     status: str
     created_at: str
     completed_at: str
-    trace_id: str
-    last_job_seq: int
+    lease: Mapping[str, tuple[str, ...]]
+    expires_at: str | None
+    feed: JobFeed
     ended_at: float
     size: int

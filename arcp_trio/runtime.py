@@ -27,7 +27,10 @@ from .limits import Limits
 from .sessions.auth import Principal, TrustedPrincipal, Verifier
 from .sessions.connection import Connection
 from .sessions.directory import SessionDirectory
+from .sessions.observation import ObservationPolicy
 from .sessions.services import SessionServices
+from .sessions.session import SessionParts
+from .sessions.stream import WindowTotal
 from .shutdown import shut_down
 from .timers import Timers
 from .transports.base import CloseCode, Transport
@@ -45,7 +48,9 @@ __all__ = ["Runtime", "RuntimeStatistics", "open_runtime"]
 
 logger = logging.getLogger("arcp_trio.runtime")
 
-OFFERED_FEATURES = frozenset({"progress", "result_chunk", "agent_versions", REPLIES_FEATURE})
+OFFERED_FEATURES = frozenset(
+    {"heartbeat", "ack", "subscribe", "progress", "result_chunk", "agent_versions", REPLIES_FEATURE}
+)
 """What this runtime implements of :data:`arcp_trio.wire.session_messages.FEATURES` (P6.5)."""
 
 
@@ -63,7 +68,8 @@ class RuntimeStatistics:
         cancels_refused: Cancels that changed nothing.
         events_encoded: Event payloads encoded: one for each event, however many follow it.
         bugs: Messages that cannot come in their phase, and actors that failed. Always zero.
-        sessions: Sessions that are open.
+        sessions: Sessions that have a connection.
+        sessions_waiting: Sessions that have lost theirs and wait for their clients.
         connections: Connections that are open.
         timers: Deadlines that stand.
         disowned_agents: The agents that did not stop within their grace and still run.
@@ -79,6 +85,7 @@ class RuntimeStatistics:
     events_encoded: int
     bugs: int
     sessions: int
+    sessions_waiting: int
     connections: int
     timers: int
     disowned_agents: tuple[str, ...]
@@ -93,6 +100,7 @@ class Runtime:
         *,
         limits: Limits,
         verifier: Verifier | None,
+        observation: ObservationPolicy,
         name: str,
         ids: IdFactory,
         clock: WallClock,
@@ -139,6 +147,17 @@ class Runtime:
             jobs=self._directory,
             sessions=self._sessions,
             counters=self._counters,
+            timers=self._timers,
+            observation=observation,
+            session_parts=SessionParts(
+                limits=limits,
+                clock=clock,
+                timers=self._timers,
+                total=WindowTotal(limits.windows_bytes),
+                attached=self._sessions.note_attached,
+                detached=self._sessions.note_waiting,
+                ended=self._sessions.remove,
+            ),
             features=OFFERED_FEATURES,
             runtime=Peer(name=name, version=__version__, kind="arcp-trio"),
             start_job=self._start_job,
@@ -170,7 +189,8 @@ class Runtime:
             cancels_refused=counters.cancels_refused,
             events_encoded=counters.encodings,
             bugs=counters.bugs,
-            sessions=len(self._sessions),
+            sessions=len(self._sessions) - self._sessions.waiting,
+            sessions_waiting=self._sessions.waiting,
             connections=len(self._connections),
             timers=len(self._timers),
             disowned_agents=tuple(f"{actor.agent.resolved} of {actor.job_id}" for actor in self._disowned),
@@ -394,6 +414,7 @@ async def open_runtime(
     *,
     limits: Limits | None = None,
     verifier: Verifier | None = None,
+    observation: ObservationPolicy | None = None,
     name: str = "arcp-trio",
     ids: IdFactory | None = None,
     clock: WallClock | None = None,
@@ -407,6 +428,7 @@ async def open_runtime(
         agents: What it runs.
         limits: Its bounds; ``None`` for the defaults.
         verifier: Who decides on tokens; may be ``None`` for embedded use, a gateway then needs its own.
+        observation: Who may observe whose jobs; ``None`` keeps principals apart (P7.19).
         name: How it names itself in a welcome.
         ids: Where ids come from; tests give their own.
         clock: The time of day; tests give their own.
@@ -423,6 +445,7 @@ async def open_runtime(
         agents,
         limits=limits or Limits(),
         verifier=verifier,
+        observation=observation or ObservationPolicy(),
         name=name,
         ids=ids or IdFactory(),
         clock=clock or WallClock(),

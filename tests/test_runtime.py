@@ -128,7 +128,7 @@ async def test_a_closing_runtime_takes_nothing_new(script: Script, autojump_cloc
 async def test_a_client_that_never_reads_does_not_hold_the_shutdown(
     script: Script, autojump_clock: trio.testing.MockClock
 ) -> None:
-    limits = arcp_trio.Limits(shutdown_seconds=6, throttle_seconds=1, unsent_bytes=50 * 1024 * 1024)
+    limits = arcp_trio.Limits(shutdown_seconds=6, throttle_seconds=1, window_bytes=100 * 1024 * 1024)
     async with arcp_trio.open_runtime(script.agents, limits=limits) as runtime:
         client = await connect_raw(runtime)
         await client.submit("flood", 4000)
@@ -267,7 +267,7 @@ async def test_two_hundred_flooding_agents_beside_a_quiet_one() -> None:
     # Nothing but the pacer holds the floods back.
     huge = 10**9
     limits = arcp_trio.Limits(
-        jobs_per_principal=300, throttle_events=huge, throttle_bytes=huge, unsent_events=huge, unsent_bytes=huge
+        jobs_per_principal=300, lag_events=huge, lag_bytes=huge, window_events=huge, window_bytes=huge
     )
     async with arcp_trio.open_runtime(agents, limits=limits) as runtime:
         # A clock that moves by the work done: 20 us for each look, so a slice is 50 emissions.

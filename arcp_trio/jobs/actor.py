@@ -214,7 +214,7 @@ class JobActor:
         self.max_runtime_sec = spec.max_runtime_sec
         self.created_at = services.clock.timestamp()
         self.state: State = PENDING
-        self.feed = JobFeed(job_id, spec.trace_id)
+        self.feed = JobFeed(job_id, spec.trace_id, services.directory.histories.open())
         self.throttle: Throttle | None = None
         self.stop_requested = False
         self._mailbox = Mailbox()
@@ -382,7 +382,7 @@ class JobActor:
         assert outcome is not None
         services.counters.published += 1
         timestamp = services.clock.timestamp()
-        self.feed.publish_terminal(outcome, timestamp=timestamp)
+        entry = self.feed.publish_terminal(outcome, timestamp=timestamp)
         services.directory.finish(
             JobRecord(
                 job_id=self.job_id,
@@ -392,10 +392,11 @@ class JobActor:
                 status=outcome.final_status.value,
                 created_at=self.created_at,
                 completed_at=timestamp,
-                trace_id=self.feed.trace_id,
-                last_job_seq=self.feed.job_seq,
+                lease=self.lease,
+                expires_at=self.expires_at,
+                feed=self.feed,
                 ended_at=trio.current_time(),
-                size=_RECORD_OVERHEAD,
+                size=_RECORD_OVERHEAD + entry.size,
             )
         )
         waiting, self._waiting_cancels = self._waiting_cancels, []

@@ -11,6 +11,7 @@ from ..limits import Limits
 from ..records import JobRecord
 from ..timers import Timer, Timers
 from ..wire.errors import InternalError
+from .history import Histories
 
 if TYPE_CHECKING:
     from .actor import JobActor
@@ -22,6 +23,9 @@ class JobDirectory:
     """Finds a job by its id. Every change is synchronous.
 
     Records go by age, number and bytes, oldest first; one deadline serves the oldest.
+
+    Attributes:
+        histories: The bounds of what is kept of the jobs' events.
     """
 
     def __init__(self, limits: Limits, timers: Timers) -> None:
@@ -32,6 +36,12 @@ class JobDirectory:
         self._oldest: deque[str] = deque()
         self._record_bytes = 0
         self._running: Counter[str] = Counter()
+        # A whole history fits into half of what may be unsent in a session: it alone makes nobody too slow.
+        self.histories = Histories(
+            events=min(limits.history_events, limits.window_events // 4),
+            size=min(limits.history_bytes, limits.window_bytes // 4),
+            total=limits.histories_bytes,
+        )
         self._retention: Timer | None = None
         self._idle = trio.Event()
         self._idle.set()
@@ -90,6 +100,7 @@ class JobDirectory:
         self._records[record.job_id] = record
         self._oldest.append(record.job_id)
         self._record_bytes += record.size
+        self.histories.ended(record.job_id, record.feed.history)
         while len(self._oldest) > self._limits.retention_records or (
             self._record_bytes > self._limits.retention_bytes and len(self._oldest) > 1
         ):
@@ -105,6 +116,7 @@ class JobDirectory:
     def _evict(self) -> None:
         record = self._records.pop(self._oldest.popleft())
         self._record_bytes -= record.size
+        self.histories.forget(record.job_id)
 
     def _arm(self) -> None:
         if self._retention is None and self._oldest:

@@ -17,6 +17,7 @@ from ..wire.dialects import Dialect
 from ..wire.envelope import encode_tail
 from ..wire.errors import CORE_CODES, sendable_retryable
 from ..wire.job_messages import JobError
+from .history import JobHistory
 from .lifecycle import FinalStatus, Outcome
 
 __all__ = ["Entry", "EventEntry", "Follower", "JobFeed", "ResultPayload", "Shape", "TerminalEntry"]
@@ -61,8 +62,8 @@ class Follower(Protocol):
         """The form that it takes."""
         ...
 
-    def append(self, entry: Entry) -> None:
-        """Number the entry and keep it for the connection."""
+    def append(self, entry: Entry, feed: JobFeed) -> None:
+        """Number the entry of that feed and keep it for the connection."""
 
     def job_ended(self, feed: JobFeed) -> None:
         """The terminal entry was appended; nothing of this feed follows."""
@@ -184,6 +185,20 @@ class TerminalEntry:
             )
         return tail
 
+    @property
+    def size(self) -> int:
+        """About how many bytes its outcome keeps."""
+        outcome = self._outcome
+        result = outcome.result
+        size = len(outcome.message) + len(outcome.code)
+        if result is not None:
+            size += len(result.inline or b"") + len(result.assembled or b"")
+        return size
+
+    def forget_tails(self) -> None:
+        """Drop the tails that were made: the followers have them, and who comes later is rare."""
+        self._tails.clear()
+
     def _error(self, dialect: Dialect) -> JobError:
         outcome = self._outcome
         code = outcome.code
@@ -210,26 +225,34 @@ class JobFeed:
     Attributes:
         job_id: The job.
         job_seq: The number of its newest event (P7.18).
-        closed: Whether the terminal event was published: nothing is appended after it.
+        history: Its events, for those who come later.
+        terminal: Its terminal event, once that was published: nothing is appended after it.
     """
 
-    __slots__ = ("_followers", "closed", "job_id", "job_seq", "trace_id")
+    __slots__ = ("_followers", "history", "job_id", "job_seq", "terminal", "trace_id")
 
-    def __init__(self, job_id: str, trace_id: str) -> None:
+    def __init__(self, job_id: str, trace_id: str, history: JobHistory) -> None:
         self.job_id = job_id
         self.trace_id = trace_id
+        self.history = history
         self.job_seq = 0
-        self.closed = False
+        self.terminal: TerminalEntry | None = None
         # A dictionary for its order: followers get an event in the order in which they came.
         self._followers: dict[Follower, None] = {}
 
     def follow(self, follower: Follower) -> None:
         """Add a follower: it gets everything from now on. Twice is once."""
+        assert not self.closed, "nothing comes after the terminal event"
         self._followers[follower] = None
 
     def unfollow(self, follower: Follower) -> None:
         """Remove a follower; harmless if it is none."""
         self._followers.pop(follower, None)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the terminal event was published."""
+        return self.terminal is not None
 
     @property
     def followers(self) -> int:
@@ -253,16 +276,16 @@ class JobFeed:
             job_seq=self.job_seq,
         )
         entry = EventEntry(tail, feature)
+        self.history.append(entry)
         # A copy: a follower that this makes too slow leaves at once.
         for follower in list(self._followers):
-            follower.append(entry)
+            follower.append(entry, self)
 
     def publish_terminal(self, outcome: Outcome, *, timestamp: str) -> TerminalEntry:
         """Append the terminal event to every follower, and let them go. Called once."""
         assert not self.closed, "a second terminal event"
-        self.closed = True
         self.job_seq += 1
-        entry = TerminalEntry(
+        entry = self.terminal = TerminalEntry(
             outcome,
             job_id=self.job_id,
             trace_id=self.trace_id,
@@ -271,6 +294,7 @@ class JobFeed:
         )
         followers, self._followers = self._followers, {}
         for follower in followers:
-            follower.append(entry)
+            follower.append(entry, self)
             follower.job_ended(self)
+        entry.forget_tails()
         return entry

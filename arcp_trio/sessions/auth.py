@@ -19,10 +19,13 @@ class Principal:
     Attributes:
         name: What jobs and records are kept under; two sessions of one name are one principal.
         agents: The names of the agents that it may use; ``None`` for all.
+        anonymous: Whether the name was made up for one connection. Whoever resumes the session of such a principal
+            has another name by then: its resume token alone says that it is the same client.
     """
 
     name: str
     agents: frozenset[str] | None = None
+    anonymous: bool = False
 
 
 class Verifier(Protocol):
@@ -83,7 +86,7 @@ class AnonymousAccess:
 
     async def verify(self, token: str) -> Principal | None:  # noqa: ARG002  # as above
         """Return a principal that no other session has."""
-        return Principal(name=f"anonymous-{next(self._numbers)}")
+        return Principal(name=f"anonymous-{next(self._numbers)}", anonymous=True)
 
 
 class TrustedPrincipal:

@@ -15,9 +15,11 @@ import trio
 
 from ..limits import Limits
 from ..transports.base import CloseCode, Transport, TransportClosedError
+from ..transports.heartbeat import Heartbeat
 from ..transports.writer import FrameWriter
 from ..wire.dialects import Dialect
-from ..wire.errors import InternalError, UnauthenticatedError
+from ..wire.errors import HeartbeatLostError, InternalError, UnauthenticatedError
+from ..wire.session_messages import SessionPing
 from .auth import Verifier
 from .handshake import HandshakeRefusedError, Welcomed, handshake
 from .replies import Replies
@@ -60,12 +62,13 @@ class Connection:
         self._reading = trio.CancelScope()
         self._goodbye: tuple[int, str] | None = None
         self._last: bytes | None = None
-        self._drop_stream = False
+        self._heartbeat: Heartbeat | None = None
         self._writer = FrameWriter(
             transport,
             self,
             batch_bytes=self._limits.write_batch_bytes,
             write_seconds=self._limits.write_seconds,
+            written=self._note_written,
         )
 
     def __repr__(self) -> str:
@@ -85,21 +88,26 @@ class Connection:
                 self._priority.append(frame)
             return
         if len(self._priority) >= self._limits.replies:
-            self._drop_stream = True
+            self._leave_session()
             self.close(CloseCode.POLICY, "more requests than answers were read: limit replies")
             return
         self._priority.append(frame)
         self._writer.wake()
 
-    def too_slow(self, limit: str) -> None:
-        """End this connection because too much is unsent (P6.18)."""
+    def too_slow(self, limit: str, resumable_from: int) -> None:
+        """End this connection because too much is unsent; the session waits to be resumed (P6.18)."""
         if self._goodbye is None and self._replies is not None:
             error = InternalError(
-                f"the client reads too slowly: more is unsent than the limit {limit} allows",
-                details={"limit": limit},
+                f"the client reads too slowly: more is unsent than half of the limit {limit} allows",
+                details={"limit": limit, "resumable_from": resumable_from},
             )
-            self._drop_stream = True
+            self._leave_session()
             self.close(CloseCode.TOO_SLOW, f"too slow: limit {limit}", self._replies.error(error))
+
+    def replaced(self) -> None:
+        """End this connection because another one has its session: it gets nothing more (P6.11)."""
+        self._priority.clear()
+        self.close(CloseCode.REPLACED, "the session was resumed on another connection")
 
     def close(self, code: int, reason: str, last: bytes | None = None) -> None:
         """End the connection: send what is ready, then ``last``, then close. The first call counts."""
@@ -109,8 +117,11 @@ class Connection:
             # Who has not said hello yet is not waited for: a silent peer would hold a shutdown up.
             self._greeting.cancel(reason=f"connection closing: {reason}")
             self._reading.cancel(reason=f"connection closing: {reason}")
-            if self._session is not None and self._drop_stream:
-                self._session.close()
+
+    def _leave_session(self) -> None:
+        """Take nothing more from the session's stream: what is unsent waits for the next connection."""
+        if self._session is not None:
+            self._session.detach(self)
 
     def take(self, limit: int) -> list[bytes]:
         """Hand frames to the writer: replies first, then the stream, then what is said last."""
@@ -119,7 +130,10 @@ class Connection:
         while self._priority and size < limit:
             frames.append(self._priority.popleft())
             size += len(frames[-1])
-        if size < limit and self._session is not None:
+        if size < limit and self._session is not None and self._session.is_connected_by(self):
+            if self._goodbye is not None:
+                # There is no later to wait for.
+                self._session.end_pause()
             frames += self._session.take(limit - size)
         if not frames and self._goodbye is not None and self._last is not None:
             frames.append(self._last)
@@ -140,10 +154,11 @@ class Connection:
                 return
             self._session = welcomed.session
             self._replies = welcomed.replies
-            handler = RequestHandler(welcomed.session, self, welcomed.replies, self._services)
-            welcomed.session.attach(self)
+            # Ahead of the stream: the welcome precedes the replay (P6.9).
             self._priority.append(welcomed.frame)
-            await self._serve(handler, backlog)
+            self._start_heartbeat(welcomed)
+            handler = RequestHandler(welcomed.session, self, welcomed.replies, self._services)
+            await self._serve(handler, backlog, welcomed.token)
         except TransportClosedError as exc:
             logger.debug("%r: %s", self, exc)
             if exc.code == CloseCode.UNSUPPORTED_DATA:
@@ -153,9 +168,37 @@ class Connection:
             # A bug in a reader or writer ends its connection, and nothing else.
             logger.exception("%r: a bug in the connection", self)
         finally:
-            if self._session is not None:
-                self._session.close()
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
+            self._leave_session()
             await self._transport.abort()  # noqa: ASYNC102  # never blocks
+
+    # --- signs of life ------------------------------------------------------------------------------
+
+    def _start_heartbeat(self, welcomed: Welcomed) -> None:
+        if "heartbeat" in welcomed.session.shape.features:
+            self._heartbeat = Heartbeat(
+                self._services.timers, self._limits.heartbeat_seconds, ping=self._ping, lost=self._lost
+            )
+            self._heartbeat.start()
+
+    def _ping(self) -> None:
+        assert self._replies is not None
+        services = self._services
+        ping = SessionPing(nonce=services.ids.ulid(), sent_at=services.clock.timestamp())
+        self.reply(self._replies.frame("session.ping", ping))
+
+    def _lost(self) -> None:
+        """End a connection whose peer was silent for two intervals; its session waits, its jobs go on (P6.14)."""
+        assert self._replies is not None
+        seconds = 2 * self._limits.heartbeat_seconds
+        error = HeartbeatLostError(f"nothing was received for {seconds:g} seconds")
+        self._leave_session()
+        self.close(CloseCode.HEARTBEAT_LOST, "heartbeat lost", self._replies.error(error))
+
+    def _note_written(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.sent()
 
     async def _shake_hands(self) -> tuple[Welcomed | None, list[bytes | str]]:
         """Return the session, and what was read behind the first frame."""
@@ -164,7 +207,7 @@ class Connection:
             frames = list(await self._transport.receive())
             try:
                 welcomed = await handshake(
-                    frames[0], services=self._services, verifier=self._verifier, compat=self._compat
+                    frames[0], self, services=self._services, verifier=self._verifier, compat=self._compat
                 )
             except HandshakeRefusedError as exc:
                 logger.info("%s: refused: %s", self._transport.description, exc.reason)
@@ -185,7 +228,7 @@ class Connection:
             await self._transport.send([frame])
             await self._transport.aclose(code, reason)
 
-    async def _serve(self, handler: RequestHandler, backlog: list[bytes | str]) -> None:
+    async def _serve(self, handler: RequestHandler, backlog: list[bytes | str], token: str) -> None:
         writer_done = trio.Event()
         failures: list[Exception] = []
 
@@ -203,23 +246,25 @@ class Connection:
             nursery.start_soon(write, name=f"writer of {handler.session.session_id}")
             try:
                 with self._reading:
-                    await self._read(handler, backlog)
+                    await self._read(handler, backlog, token)
             except Exception as exc:  # noqa: BLE001  # as above
                 # The peer has gone, most likely: there is nobody left to flush to.
                 failures.append(exc)
             if self._goodbye is None or failures:
-                # Events that come from now on have no connection to go to.
-                handler.session.close()
+                # Events that come from now on wait for the next connection.
+                self._leave_session()
             else:
                 await self._finish(writer_done)
             nursery.cancel_scope.cancel(reason="the connection is closed")
         if failures:
             raise failures[0]
 
-    async def _read(self, handler: RequestHandler, frames: list[bytes | str]) -> None:
+    async def _read(self, handler: RequestHandler, frames: list[bytes | str], token: str) -> None:
+        is_backlog = True
         while True:
             for frame in frames:
-                if not handler.handle(frame) or self._goodbye is not None:
+                # What was read when the connection lost its session is nobody's request.
+                if self._goodbye is not None or not handler.handle(frame):
                     return
             try:
                 frames = list(await self._transport.receive())
@@ -229,6 +274,12 @@ class Connection:
                 # Ours to close, behind the answers to what came before it (P4.1).
                 self.close(exc.code, exc.reason)
                 return
+            if self._heartbeat is not None:
+                self._heartbeat.received()
+            if is_backlog:
+                # Whoever speaks after the welcome has its token (P6.8).
+                handler.session.tokens.confirm(token)
+                is_backlog = False
 
     async def _finish(self, writer_done: trio.Event) -> None:
         """Flush and close, between whole frames, within one deadline."""

@@ -1,4 +1,4 @@
-"""Which sessions there are, and the caps on them (P6.3)."""
+"""Which sessions there are, the caps on them (P6.3), and those that wait for their clients."""
 
 from __future__ import annotations
 
@@ -18,30 +18,59 @@ class SessionDirectory:
         self._limits = limits
         self._sessions: dict[str, Session] = {}
         self._of_principal: Counter[str] = Counter()
+        # Those without a connection, the one that waits longest first.
+        self._waiting: dict[Session, None] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def check_room(self, principal: str) -> None:
-        """Check the cap on a principal's sessions.
+    @property
+    def waiting(self) -> int:
+        """How many have no connection."""
+        return len(self._waiting)
+
+    def find(self, session_id: str) -> Session | None:
+        """Return the session of that id; ``None`` if there is none (any more)."""
+        return self._sessions.get(session_id)
+
+    def make_room(self, principal: str) -> None:
+        """Keep the cap on a principal's sessions, before it gets one more.
+
+        A session that waits for a client who may never come back does not stand in the way of one who is there: the
+        one that waits longest ends.
 
         Raises:
-            InternalError: It is reached; retryable, ``details`` names the limit.
+            InternalError: All of them have connections; retryable, ``details`` names the limit.
         """
         cap = self._limits.sessions_per_principal
-        if self._of_principal[principal] >= cap:
+        if self._of_principal[principal] < cap:
+            return
+        oldest = next((session for session in self._waiting if session.principal.name == principal), None)
+        if oldest is None:
             raise InternalError(
                 f"{cap} sessions of this principal are open, the limit sessions_per_principal",
                 details={"limit": "sessions_per_principal", "value": cap},
             )
+        oldest.close()
 
     def add(self, session: Session) -> None:
         """Add a session that was welcomed."""
         self._sessions[session.session_id] = session
         self._of_principal[session.principal.name] += 1
 
+    def note_waiting(self, session: Session) -> None:
+        """Note that a session has lost its connection; past the cap on such ones the oldest of them ends."""
+        self._waiting[session] = None
+        if len(self._waiting) > self._limits.sessions_waiting:
+            next(iter(self._waiting)).close()
+
+    def note_attached(self, session: Session) -> None:
+        """Note that a session has a connection."""
+        self._waiting.pop(session, None)
+
     def remove(self, session: Session) -> None:
-        """Remove a session that was closed."""
+        """Remove a session that has ended."""
+        self._waiting.pop(session, None)
         if self._sessions.pop(session.session_id, None) is not None:
             self._of_principal[session.principal.name] -= 1
             if not self._of_principal[session.principal.name]:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import attrs
 
 from ..jobs.actor import JobActor, JobSpec
-from ..jobs.feed import EventEntry
+from ..records import JobRecord
 from ..transports.base import CloseCode
 from ..wire.codec import read_message
 from ..wire.envelope import Envelope, decode_envelope, encode_tail, speaks_our_version
@@ -30,19 +29,33 @@ from ..wire.errors import (
     MalformedPayloadError,
     PermissionDeniedError,
 )
-from ..wire.job_messages import JobAccepted, JobCancel, JobCancelled, JobSubmit, LeaseConstraints, Reply
+from ..wire.job_messages import (
+    JobAccepted,
+    JobCancel,
+    JobCancelled,
+    JobSubmit,
+    JobSubscribe,
+    JobSubscribed,
+    JobUnsubscribe,
+    LeaseConstraints,
+    Reply,
+)
 from ..wire.jsontext import encode_json
 from ..wire.session_messages import (
     REPLIES_FEATURE,
+    SessionAck,
     SessionBye,
     SessionClose,
     SessionClosed,
     SessionPing,
     SessionPong,
 )
+from .observation import Visibility, audit
 from .replies import Replies
+from .retransmissions import Answer
 from .services import SessionServices
 from .session import Session
+from .subscriptions import subscribe, unsubscribe
 
 __all__ = ["RequestConnection", "RequestHandler"]
 
@@ -50,7 +63,6 @@ logger = logging.getLogger("arcp_trio.sessions")
 
 _MAX_KEY = 256
 _MAX_REASON = 1_000
-_MAX_HELD_REPLY = 4096
 _LEASE_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -61,6 +73,8 @@ _FEATURE_OF_TYPE = {
     "job.subscribe": "subscribe",
     "job.unsubscribe": "subscribe",
 }
+# Asked twice, they change nothing the second time: they are answered anew where their answer is not held.
+_REPEATABLE = frozenset({"session.list_jobs", "session.ping", "job.subscribe", "job.unsubscribe"})
 _FEATURE_OF_NAMESPACE = {"cost.budget": "cost.budget", "model.use": "model.use"}
 
 
@@ -72,15 +86,6 @@ class RequestConnection(Protocol):
 
     def close(self, code: int, reason: str, last: bytes | None = None) -> None:
         """End the connection: flush, send ``last``, close. What was read and not handled is dropped."""
-
-
-@attrs.define
-class _Seen:
-    """A message that was handled, to recognise its retransmission (P5.7)."""
-
-    content: int
-    reply: bytes | None = None
-    rides: bool = False
 
 
 class _CancelReply:
@@ -111,6 +116,7 @@ class _CancelReply:
             ),
             request_id=self._request_id,
             job_id=self._job_id,
+            keep=True,
         )
 
     def refuse(self, job_status: str) -> None:
@@ -149,23 +155,27 @@ class RequestHandler:
         self._replies = replies
         self._services = services
         self._malformed = 0
-        self._seen: OrderedDict[str, _Seen] = OrderedDict()
 
-    def ride(self, frame_type: str, message: object, *, request_id: str, job_id: str) -> None:
+    def ride(
+        self,
+        frame_type: str,
+        message: object,
+        *,
+        request_id: str,
+        job_id: str,
+        trace_id: str | None = None,
+        keep: bool = False,
+        pause: bool = False,
+    ) -> None:
         """Answer in the stream, so that the answer keeps its place among the job's events."""
-        frame = self._replies.frame(frame_type, message, request_id=request_id, job_id=job_id)
-        self._hold(request_id, frame, rides=True)
-        self.session.ride(frame)
+        frame = self._replies.frame(frame_type, message, request_id=request_id, job_id=job_id, trace_id=trace_id)
+        self.session.retransmissions.hold(request_id, frame, Answer.RIDER)
+        self.session.ride(frame, keep=keep, pause=pause)
 
     def _reply(self, frame: bytes, request_id: str | None) -> None:
         if request_id is not None:
-            self._hold(request_id, frame, rides=False)
+            self.session.retransmissions.hold(request_id, frame, Answer.REPLY)
         self._connection.reply(frame)
-
-    def _hold(self, request_id: str, frame: bytes, *, rides: bool) -> None:
-        seen = self._seen.get(request_id)
-        if seen is not None and len(frame) <= _MAX_HELD_REPLY:
-            seen.reply, seen.rides = frame, rides
 
     def handle(self, text: bytes | str) -> bool:
         """Handle one frame. Return whether what follows in the same read may be handled too."""
@@ -174,7 +184,7 @@ class RequestHandler:
         try:
             envelope = decode_envelope(text)
             handler = self._handler_of(envelope)
-            if handler is None or self._is_retransmission(envelope, text):
+            if handler is None or self._answer_again(envelope, text):
                 self._malformed = 0
                 return True
             remembered = True
@@ -198,29 +208,29 @@ class RequestHandler:
             return None
         if envelope.session_id not in (None, self.session.session_id) and frame_type != "session.hello":
             raise InvalidRequestError("$.session_id: not this connection's session")
+        feature = _FEATURE_OF_TYPE.get(frame_type)
+        if feature is not None and feature not in self.session.shape.features:
+            raise InvalidRequestError(f"$.type: {frame_type} needs the feature {feature!r}, not negotiated")
         handler = self._HANDLERS.get(frame_type)
         if handler is not None:
             return handler
-        feature = _FEATURE_OF_TYPE.get(frame_type)
-        if feature is not None:
-            raise InvalidRequestError(f"$.type: {frame_type} needs the feature {feature!r}, not negotiated")
         if frame_type.startswith(("session.", "job.")):
             raise InvalidRequestError(f"$.type: {frame_type[:50]!r} is not a request that a client makes")
         return None
 
-    def _is_retransmission(self, envelope: Envelope, text: bytes | str) -> bool:
-        """Recognise a message that was handled already; send its reply again while it is held (P5.7)."""
-        content = hash(text)
-        seen = self._seen.get(envelope.id)
-        if seen is None:
-            self._seen[envelope.id] = _Seen(content)
-            if len(self._seen) > self._services.limits.remembered_messages:
-                self._seen.popitem(last=False)
+    def _answer_again(self, envelope: Envelope, text: bytes | str) -> bool:
+        """Recognise a message that was handled already; send its answer again while it is held (P5.7)."""
+        known = self.session.retransmissions.recognise(envelope.id, text)
+        if known is None:
             return False
-        if seen.content != content:
-            raise InvalidRequestError("$.id: was used before, for another message")
-        if seen.reply is not None:
-            (self.session.ride if seen.rides else self._connection.reply)(seen.reply)
+        answer, way = known
+        if answer is None:
+            # What changes nothing may be done again; the answer to all else is in the stream, or still to come.
+            return envelope.type not in _REPEATABLE
+        if way is Answer.RIDER:
+            self.session.ride(answer)
+        else:
+            self._connection.reply(answer)
         return True
 
     def _refuse(self, error: ARCPError, envelope: Envelope | None, *, hold: bool) -> bool:
@@ -255,7 +265,7 @@ class RequestHandler:
             timestamp=self._services.clock.timestamp(),
             job_seq=1,
         )
-        self.session.append(EventEntry(tail, None))
+        self.session.append_own(tail)
 
     # --- job.submit -------------------------------------------------------------------------------
 
@@ -266,18 +276,16 @@ class RequestHandler:
 
         def accept(actor: JobActor) -> None:
             # In the stream before the actor's first step: it precedes every event of the job (P7.2).
-            accepted = self._accepted(actor, envelope.id)
-            frame = self._replies.frame(
+            actor.throttle = self.session
+            self.session.follow(actor)
+            self.ride(
                 "job.accepted",
-                accepted,
+                self._accepted(actor, envelope.id),
                 request_id=envelope.id,
                 job_id=actor.job_id,
                 trace_id=actor.feed.trace_id,
+                keep=True,
             )
-            self._hold(envelope.id, frame, rides=True)
-            actor.throttle = self.session
-            self.session.follow(actor)
-            self.session.ride(frame)
 
         services.start_job(spec, accept)
         return True
@@ -347,21 +355,81 @@ class RequestHandler:
 
     def _cancel(self, envelope: Envelope) -> bool:
         cancel = read_message(envelope, JobCancel)
-        if cancel.job_id is None:
-            raise InvalidRequestError("$.payload.job_id: required, here or on the envelope")
-        job = self._services.jobs.find(cancel.job_id)
-        if job is None or job.principal != self.session.principal.name:
-            # One answer for both: that another principal has such a job is nobody's business (P7.19).
-            raise JobNotFoundError("$.payload.job_id: no such job")
+        job = self._find_visible(cancel.job_id, "cancel")
         # The owner is checked before the phase (P7.12): to all others a late cancel is a cancel.
         if self.session.session_id not in job.owners:
+            self._audit("denied", "cancel", job)
             raise PermissionDeniedError("only the session that submitted a job may cancel it")
-        reply = _CancelReply(self, envelope.id, cancel.job_id, cancel.reason)
+        reply = _CancelReply(self, envelope.id, job.job_id, cancel.reason)
         if isinstance(job, JobActor):
             job.request_cancel(reply)
         else:
             self._services.counters.cancels_refused += 1
             reply.refuse(job.status)
+        return True
+
+    # --- job.subscribe and job.unsubscribe ----------------------------------------------------------
+
+    def _find_visible(self, job_id: str | None, action: str) -> JobActor | JobRecord:
+        """Return a job that this session's principal may observe.
+
+        Raises:
+            InvalidRequestError: No id was given.
+            JobNotFoundError: There is no such job; or it is another principal's and the policy keeps it hidden: one
+                answer for both, since that there is such a job is nobody's business (P7.19).
+            PermissionDeniedError: The policy lets the principal know of it, and no more.
+        """
+        if job_id is None:
+            raise InvalidRequestError("$.payload.job_id: required, here or on the envelope")
+        job = self._services.jobs.find(job_id)
+        principal = self.session.principal
+        visibility = Visibility.HIDDEN
+        if job is not None:
+            if job.principal == principal.name:
+                return job
+            agent = job.agent.resolved if isinstance(job, JobActor) else job.agent
+            visibility = self._services.observation.visibility(principal, job.principal, agent)
+            if visibility is Visibility.OBSERVABLE:
+                return job
+        self._audit("denied", action, job, job_id)
+        if visibility is Visibility.KNOWN:
+            raise PermissionDeniedError("this principal may not observe the job")
+        raise JobNotFoundError("$.payload.job_id: no such job")
+
+    def _audit(self, decision: str, action: str, job: JobActor | JobRecord | None, job_id: str = "") -> None:
+        audit(
+            decision,
+            action,
+            principal=self.session.principal.name,
+            session_id=self.session.session_id,
+            job_id=job.job_id if job is not None else job_id,
+            owner=job.principal if job is not None else "",
+        )
+
+    def _subscribe(self, envelope: Envelope) -> bool:
+        request = read_message(envelope, JobSubscribe)
+        job = self._find_visible(request.job_id, "subscribe")
+
+        def answer(subscribed: JobSubscribed) -> None:
+            self.ride(
+                "job.subscribed",
+                attrs.evolve(subscribed, request_id=envelope.id, reply_to=envelope.id),
+                request_id=envelope.id,
+                job_id=job.job_id,
+                trace_id=subscribed.trace_id,
+                pause=True,
+            )
+
+        subscribe(self.session, job, request, answer, limit=self._services.limits.subscriptions)
+        self._audit("granted", "subscribe", job)
+        return True
+
+    def _unsubscribe(self, envelope: Envelope) -> bool:
+        request = read_message(envelope, JobUnsubscribe)
+        if request.job_id is None:
+            raise InvalidRequestError("$.payload.job_id: required, here or on the envelope")
+        # No answer, whatever there is to leave (P7.20).
+        unsubscribe(self.session, self._services.jobs.find(request.job_id))
         return True
 
     # --- session.* --------------------------------------------------------------------------------
@@ -373,6 +441,13 @@ class RequestHandler:
             raise InvalidRequestError(f"$.payload.nonce: expected at most {_MAX_KEY} characters")
         pong = SessionPong(ping_nonce=ping.nonce, received_at=self._services.clock.timestamp())
         self._reply(self._replies.frame("session.pong", pong, request_id=envelope.id), None)
+        return True
+
+    def _ack(self, envelope: Envelope) -> bool:
+        ack = read_message(envelope, SessionAck)
+        # Advisory: one that was not negotiated, is older than the last or ahead of what was sent frees nothing.
+        if "ack" in self.session.shape.features and not self.session.stream.acknowledge(ack.last_processed_seq):
+            logger.debug("session %s: ignored an ack of %d", self.session.session_id, ack.last_processed_seq)
         return True
 
     def _close(self, envelope: Envelope) -> bool:
@@ -396,9 +471,11 @@ class RequestHandler:
     _HANDLERS: ClassVar[Mapping[str, Callable[[Any, Envelope], bool]]] = {
         "job.submit": _submit,
         "job.cancel": _cancel,
+        "job.subscribe": _subscribe,
+        "job.unsubscribe": _unsubscribe,
         "session.ping": _ping,
         "session.pong": _ignore,
-        "session.ack": _ignore,  # advisory, and not negotiated (P6.4)
+        "session.ack": _ack,
         "session.close": _close,
         "session.bye": _bye,
         "session.hello": _second_hello,

@@ -10,10 +10,13 @@ from ..jobs.actor import JobActor, JobCounters, JobSpec
 from ..jobs.agents import Agents
 from ..jobs.directory import JobDirectory
 from ..limits import Limits
+from ..timers import Timers
 from ..wire.ids import IdFactory
 from ..wire.session_messages import Peer
 from ..wire.timestamps import WallClock
 from .directory import SessionDirectory
+from .observation import ObservationPolicy
+from .session import SessionParts
 
 __all__ = ["SessionServices"]
 
@@ -24,6 +27,8 @@ class SessionServices:
 
     Attributes:
         features: What this runtime implements (P6.5).
+        observation: Who may observe whose jobs (P7.19).
+        session_parts: What its sessions share.
         runtime: How it names itself.
         start_job: Makes a job of a validated submit and starts its actor; returns before the actor's
             first step. Raises InternalError while the runtime closes.
@@ -37,6 +42,9 @@ class SessionServices:
     jobs: JobDirectory
     sessions: SessionDirectory
     counters: JobCounters
+    timers: Timers
+    observation: ObservationPolicy
+    session_parts: SessionParts
     features: frozenset[str]
     runtime: Peer
     start_job: Callable[[JobSpec, Callable[[JobActor], None]], JobActor]

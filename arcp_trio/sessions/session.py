@@ -1,24 +1,35 @@
-"""A session: who it belongs to, what was negotiated, what it follows, and its stream.
+"""A session: who it belongs to, what was negotiated, what it follows, its stream, and who may resume it.
 
-A session is not its connection (:mod:`arcp_trio.sessions.connection`): jobs and feeds know the session
-alone, so a connection that breaks takes no job with it.
+A session outlives its connections (:mod:`arcp_trio.sessions.connection`): jobs and feeds know the session
+alone, so a connection that breaks takes no job with it. Without one it waits for its client, for
+``Limits.resume_seconds``, if there is anything to come back for (P6.12).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+import attrs
 import trio
 
 from ..jobs.actor import JobActor
 from ..jobs.agents import Inventory
 from ..jobs.feed import Entry, JobFeed, Shape
 from ..limits import Limits
+from ..timers import Timer, Timers
+from ..wire.codec import encode_payload
+from ..wire.envelope import encode_tail
+from ..wire.errors import InternalError
+from ..wire.events import BACK_PRESSURE, Status
+from ..wire.timestamps import WallClock
 from .auth import Principal
-from .stream import SessionStream
+from .retransmissions import Retransmissions
+from .stream import SessionStream, StreamBounds, WindowTotal
+from .tokens import ResumeTokens
 
-__all__ = ["Session", "SessionConnection"]
+__all__ = ["Session", "SessionConnection", "SessionParts"]
 
 
 class SessionConnection(Protocol):
@@ -27,44 +38,76 @@ class SessionConnection(Protocol):
     def wake(self) -> None:
         """The stream has something to send."""
 
-    def too_slow(self, limit: str) -> None:
+    def too_slow(self, limit: str, resumable_from: int) -> None:
         """More is unsent than ``limit`` allows: this connection has to end (P6.18)."""
+
+    def replaced(self) -> None:
+        """Another connection has taken the session over: this one gets nothing more (P6.11)."""
+
+
+@attrs.frozen(kw_only=True)
+class SessionParts:
+    """What all sessions of a runtime share.
+
+    Attributes:
+        total: The bytes of all their windows.
+        attached: Is told of a session that has a connection from now on.
+        detached: Is told of a session that waits for its client from now on.
+        ended: Is told of a session that is no more.
+    """
+
+    limits: Limits
+    clock: WallClock
+    timers: Timers
+    total: WindowTotal
+    attached: Callable[[Session], None]
+    detached: Callable[[Session], None]
+    ended: Callable[[Session], None]
 
 
 class Session:
     """One session.
 
-    It is a follower of the jobs that it submitted, and what their agents wait for when it lags.
-    All methods but :meth:`wait_for_room` are synchronous and never fail.
+    It is a follower of the jobs that it submitted or subscribed to, and what the agents of the former wait for when
+    it lags. All methods but :meth:`wait_for_room` are synchronous and never fail.
 
     Attributes:
         session_id: Its id.
         principal: Who it belongs to.
-        shape: What was negotiated: dialect and features.
-        inventory: The agents as its welcome advertised them.
-        stream: What it has still to be told.
+        shape: What was negotiated: dialect and features, for the session's whole life (P6.9).
+        inventory: The agents as its first welcome advertised them.
+        stream: What its client has still to be told, and may ask for again.
+        tokens: Who may resume it.
+        retransmissions: What it was asked lately (P5.7).
     """
 
     def __init__(
-        self,
-        session_id: str,
-        *,
-        principal: Principal,
-        shape: Shape,
-        inventory: Inventory,
-        limits: Limits,
-        closed: Callable[[Session], None],
+        self, session_id: str, *, principal: Principal, shape: Shape, inventory: Inventory, parts: SessionParts
     ) -> None:
+        limits = parts.limits
         self.session_id = session_id
         self.principal = principal
         self.shape = shape
         self.inventory = inventory
-        self.stream = SessionStream(session_id)
+        bounds = StreamBounds(
+            window_events=limits.window_events,
+            window_bytes=limits.window_bytes,
+            lag_events=limits.lag_events,
+            lag_bytes=limits.lag_bytes,
+            unacked_events=limits.unacked_events if "ack" in shape.features else None,
+        )
+        self.stream = SessionStream(session_id, bounds, parts.total)
+        self.tokens = ResumeTokens()
+        self.retransmissions = Retransmissions(limits.remembered_messages)
+        self._parts = parts
         self._limits = limits
-        self._closed = closed
         self._connection: SessionConnection | None = None
         self._followed: dict[JobFeed, JobActor] = {}
+        # Subscriptions that wait until their histories have room, oldest first.
+        self._waiting: deque[tuple[int, int, Callable[[], None]]] = deque()
         self._open = True
+        self._window: Timer | None = None
+        self._pause: Timer | None = None
         self._room = trio.Event()
         self._throttle_until: float | None = None
 
@@ -76,9 +119,45 @@ class Session:
         """How many jobs it follows."""
         return len(self._followed)
 
-    def attach(self, connection: SessionConnection) -> None:
-        """Take a connection."""
-        self._connection = connection
+    @property
+    def is_connected(self) -> bool:
+        """Whether it has a connection."""
+        return self._connection is not None
+
+    # --- its connections ----------------------------------------------------------------------------
+
+    def is_connected_by(self, connection: SessionConnection) -> bool:
+        """Say whether ``connection`` is the one that it has."""
+        return self._connection is connection
+
+    def attach(self, connection: SessionConnection, *, resume_from: int | None = None) -> None:
+        """Take a connection; a takeover, if there is one (P6.11).
+
+        One step: from here on the old one gets nothing, and the new one all after ``resume_from``.
+        """
+        old, self._connection = self._connection, connection
+        if self._window is not None:
+            self._window.cancel()
+            self._window = None
+        if resume_from is not None:
+            self.stream.rewind(resume_from)
+        self._parts.attached(self)
+        if old is not None:
+            old.replaced()
+
+    def detach(self, connection: SessionConnection) -> None:
+        """Lose that connection, and wait for the client, if there is anything to come back for (P6.12)."""
+        if self._connection is not connection:
+            # Another one has taken over.
+            return
+        self._connection = None
+        self.end_pause()
+        self._end_throttling()
+        if not self._followed and not self._waiting and not self.stream.kept_events:
+            self.close()
+            return
+        self._window = self._parts.timers.call_at(trio.current_time() + self._limits.resume_seconds, self.close)
+        self._parts.detached(self)
 
     def close(self) -> None:
         """End the session: its jobs go on, without it. Twice is once."""
@@ -86,71 +165,156 @@ class Session:
             return
         self._open = False
         self._connection = None
+        if self._window is not None:
+            self._window.cancel()
+            self._window = None
         for feed, actor in self._followed.items():
             feed.unfollow(self)
             if actor.throttle is self:
                 actor.throttle = None
         self._followed.clear()
+        self._waiting.clear()
+        self.end_pause()
         self.stream.clear()
-        self._room.set()
-        self._closed(self)
+        self._end_throttling()
+        self._parts.ended(self)
+
+    # --- what it follows ----------------------------------------------------------------------------
 
     def follow(self, actor: JobActor) -> None:
         """Follow a job from now on."""
         self._followed[actor.feed] = actor
         actor.feed.follow(self)
 
-    def ride(self, frame: bytes) -> None:
-        """Append a frame without a number, in its place among the events."""
+    def follows(self, actor: JobActor) -> bool:
+        """Say whether it follows a job."""
+        return actor.feed in self._followed
+
+    def unfollow(self, actor: JobActor) -> None:
+        """Follow a job no more; harmless if it does not."""
+        if self._followed.pop(actor.feed, None) is not None:
+            actor.feed.unfollow(self)
+
+    def when_room(self, events: int, size: int, do: Callable[[], None]) -> None:
+        """Do something once so many events fit in the stream beside what is unsent: now, if they do.
+
+        Raises:
+            InternalError: Too many wait already, the limit waiting_subscribes.
+        """
+        if not self._waiting and self._has_room(events, size):
+            do()
+            return
+        if len(self._waiting) >= self._limits.waiting_subscribes:
+            raise InternalError(
+                "more subscriptions wait for their histories than the limit waiting_subscribes",
+                details={"limit": "waiting_subscribes", "value": self._limits.waiting_subscribes},
+            )
+        self._waiting.append((events, size, do))
+
+    def _has_room(self, events: int, size: int) -> bool:
+        # A history alone may be as large as a lag that closes: then it goes when nothing else is unsent.
+        stream = self.stream
+        return stream.unsent_events == 0 or (
+            (stream.unsent_events + events) * 4 <= self._limits.window_events
+            and (stream.unsent_bytes + size) * 4 <= self._limits.window_bytes
+        )
+
+    def ride(self, frame: bytes, *, keep: bool = False, pause: bool = False) -> None:
+        """Append a frame without a number, in its place among the events.
+
+        Args:
+            frame: The frame.
+            keep: Whether a resume sends it again: job.accepted and job.cancelled, behind which a terminal event comes.
+            pause: Whether what follows it waits for a moment, if the peer's dialect needs that.
+        """
         if self._open:
-            self.stream.append_rider(frame)
+            pause = pause and self.shape.dialect.seconds_after_subscribed > 0
+            self.stream.append_rider(frame, keep=keep, pause=pause)
             self._appended()
 
-    # --- as a follower ----------------------------------------------------------------------------
+    # --- as a follower ------------------------------------------------------------------------------
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: Entry, feed: JobFeed) -> None:
         """Number an entry, unless it needs a feature that was not negotiated (P6.4)."""
-        if self._open and (entry.feature is None or entry.feature in self.shape.features):
-            self.stream.append(entry.tail_for(self.shape))
+        if not self._open or (entry.feature is not None and entry.feature not in self.shape.features):
+            return
+        tail = entry.tail_for(self.shape)
+        if self._connection is not None and not feed.closed and self.stream.begins_to_lag(len(tail)):
+            self.stream.append(self._lag_notice(feed))
+        self.stream.append(tail)
+        self._appended()
+
+    def append_own(self, tail: bytes) -> None:
+        """Number a frame that is for this session alone."""
+        if self._open:
+            self.stream.append(tail)
             self._appended()
 
     def job_ended(self, feed: JobFeed) -> None:
         """Let a job go whose terminal event was appended."""
         self._followed.pop(feed, None)
 
+    def _lag_notice(self, feed: JobFeed) -> bytes:
+        """Return the tail of the event that says that this session lags: for it alone, so without the job's number."""
+        timestamp = self._parts.clock.timestamp()
+        stream = self.stream
+        unacked = stream.told - stream.acked
+        message = f"{stream.lag_events} events wait to be read, {unacked} to be acknowledged"
+        status = Status(phase=BACK_PRESSURE, message=message)
+        body = encode_payload(status)
+        return encode_tail(
+            "job.event",
+            b'{"kind":"status","ts":"%b","body":%b}' % (timestamp.encode(), body),
+            job_id=feed.job_id,
+            trace_id=feed.trace_id,
+            timestamp=timestamp,
+            job_seq=None,
+        )
+
     def _appended(self) -> None:
+        crossed = self.stream.shed()
         connection = self._connection
         if connection is None:
-            return
-        if self.stream.unsent_events > self._limits.unsent_events:
-            connection.too_slow("unsent_events")
-        elif self.stream.unsent_bytes > self._limits.unsent_bytes:
-            connection.too_slow("unsent_bytes")
+            if crossed is not None and self.stream.overflows:
+                # Whatever its client has seen, there would be a gap: nobody can resume it any more.
+                self.close()
+        elif crossed is not None:
+            connection.too_slow(crossed, self.stream.floor)
         else:
             connection.wake()
 
-    # --- as what its agents wait for --------------------------------------------------------------
+    # --- as what its agents wait for ----------------------------------------------------------------
 
     def take(self, limit: int) -> list[bytes]:
-        """Take frames for the connection; wakes the agents that wait, once the lag has fell by half."""
+        """Take frames for the connection; then what waited for room is done."""
         frames = self.stream.take(limit)
-        if (
-            self._throttle_until is not None
-            and self.stream.unsent_events * 2 <= self._limits.throttle_events
-            and self.stream.unsent_bytes * 2 <= self._limits.throttle_bytes
-        ):
+        if self.stream.paused and self._pause is None:
+            seconds = self.shape.dialect.seconds_after_subscribed
+            self._pause = self._parts.timers.call_at(trio.current_time() + seconds, self.end_pause)
+        if self._throttle_until is not None and self.stream.is_drained:
             # The episode is over: the next one has its whole time again.
             self._throttle_until = None
-            self._room.set()
-            self._room = trio.Event()
+            self._end_throttling()
+        while self._waiting and self._has_room(*self._waiting[0][:2]):
+            self._waiting.popleft()[2]()
         return frames
+
+    def end_pause(self) -> None:
+        """Hand out again what waits behind a pause; harmless where there is none."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        self.stream.paused = False
+        if self._connection is not None:
+            self._connection.wake()
+
+    def _end_throttling(self) -> None:
+        self._room.set()
+        self._room = trio.Event()
 
     def lags(self) -> bool:
         """Say whether this session's agents should wait for it."""
-        if self._connection is None or not (
-            self.stream.unsent_events > self._limits.throttle_events
-            or self.stream.unsent_bytes > self._limits.throttle_bytes
-        ):
+        if self._connection is None or not self.stream.lags:
             return False
         return self._throttle_until is None or trio.current_time() < self._throttle_until
 

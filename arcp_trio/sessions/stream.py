@@ -1,76 +1,325 @@
-"""A session's stream: what its connection has still to be told, in order and numbered.
+"""A session's stream: what its client has still to be told, and what it may ask for again.
 
 Sans-IO. An entry is numbered (job.event, job.result, job.error: ``event_seq`` from 1, without a gap, P8.2),
 or a *rider*: a frame without a number that stands before the next one (job.accepted, job.cancelled, replies that
 must not overtake a terminal event). Envelopes are spliced when they are taken: until then an entry is a
 reference to bytes that all followers of the job share.
+
+::
+
+      floor        acked           told              last_seq
+        │            │               │                  │
+    gone │  freed by acks, or evicted │ sent, kept for a │ unsent: the lag
+         │                            │ resume           │
+
+What was taken stays until it is acknowledged or the window's bounds push it out, oldest first; then the *floor*
+rises, and a resume from below it is refused: never a silent gap (P6.10). :meth:`SessionStream.rewind` puts what a
+client has not seen back in front of what is unsent.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
+import attrs
+
 from ..wire.envelope import splice_envelope
 from ..wire.ids import event_id_stem, numbered_event_id
 
-__all__ = ["SessionStream"]
+__all__ = ["SessionStream", "StreamBounds", "WindowTotal"]
 
-_RIDER = 0
+
+@attrs.frozen(kw_only=True)
+class StreamBounds:
+    """What bounds a stream; all but the first two are P6.17's thresholds.
+
+    Attributes:
+        window_events: Entries that are kept, sent and unsent together.
+        window_bytes: Their bytes.
+        lag_events: Unsent entries above which the client is told that it lags.
+        lag_bytes: Unsent bytes, likewise.
+        unacked_events: Sent entries that were not acknowledged, likewise; ``None`` where acks were not negotiated.
+    """
+
+    window_events: int
+    window_bytes: int
+    lag_events: int
+    lag_bytes: int
+    unacked_events: int | None
+
+
+@attrs.define
+class WindowTotal:
+    """The bytes of all windows of a runtime together.
+
+    Attributes:
+        limit: How many there may be.
+        used: How many there are.
+    """
+
+    limit: int
+    used: int = 0
+
+
+_NUMBERED, _KEPT, _PASSING, _PAUSING = range(4)
+
+# Its number, for a rider that of the numbered entry which it stands before; a tail, or a rider's whole frame; what
+# it is. A tuple and no class: one is made for every event and every session that follows it.
+_Entry = tuple[int, bytes, int]
 
 
 class SessionStream:
-    """Numbers what is appended and hands it out, oldest first.
+    """Numbers what is appended, hands it out oldest first, and keeps it for a resume.
 
     Args:
         session_id: Whose stream it is.
+        bounds: What it may keep.
+        total: What all streams of the runtime keep together.
 
     Attributes:
         last_seq: The newest number; 0 before the first.
+        told: The newest number that was handed out to the present connection.
+        acked: The newest number that the client has acknowledged.
+        floor: The newest number that is gone: a resume has to name it or a later one.
         unsent_events: How many entries were appended and not taken: the lag, in entries.
         unsent_bytes: How many bytes they have: the lag, in bytes.
+        paused: Whether nothing is handed out, because a pause has to follow a rider; who takes sets it back.
     """
 
-    __slots__ = ("_entries", "_session_id", "_stem", "last_seq", "unsent_bytes", "unsent_events")
+    __slots__ = (
+        "_bounds",
+        "_lag_told",
+        "_replay_bytes",
+        "_replay_events",
+        "_sent",
+        "_sent_bytes",
+        "_sent_events",
+        "_session_id",
+        "_stem",
+        "_total",
+        "_unsent",
+        "acked",
+        "floor",
+        "last_seq",
+        "paused",
+        "told",
+        "unsent_bytes",
+        "unsent_events",
+    )
 
-    def __init__(self, session_id: str) -> None:
+    def __init__(self, session_id: str, bounds: StreamBounds, total: WindowTotal) -> None:
         self._session_id = session_id
+        self._bounds = bounds
+        self._total = total
         self._stem = event_id_stem(session_id)
-        self._entries: deque[tuple[int, bytes]] = deque()
+        self._sent: deque[_Entry] = deque()
+        self._sent_events = 0
+        self._sent_bytes = 0
+        self._unsent: deque[_Entry] = deque()
+        # How much of what is unsent was so when the connection came: a replay is no lag of its reader, and
+        # one that is longer than a lag may be would else close each connection that asks for it.
+        self._replay_events = 0
+        self._replay_bytes = 0
+        self._lag_told = False
+        self.paused = False
         self.last_seq = 0
+        self.told = 0
+        self.acked = 0
+        self.floor = 0
         self.unsent_events = 0
         self.unsent_bytes = 0
+
+    @property
+    def kept_events(self) -> int:
+        """How many numbered entries there are, sent or not."""
+        return self._sent_events + (self.last_seq - self.told)
+
+    @property
+    def kept_bytes(self) -> int:
+        """How many bytes all entries have."""
+        return self._sent_bytes + self.unsent_bytes
+
+    @property
+    def lag_events(self) -> int:
+        """How many entries came since the connection did and were not taken."""
+        return self.unsent_events - self._replay_events
+
+    @property
+    def lag_bytes(self) -> int:
+        """How many bytes they have."""
+        return self.unsent_bytes - self._replay_bytes
+
+    # --- what comes in ------------------------------------------------------------------------------
 
     def append(self, tail: bytes) -> int:
         """Give the next number to a frame whose shared part is ``tail``; return the number."""
         self.last_seq += 1
-        self._push(self.last_seq, tail)
+        self._push(self.last_seq, tail, _NUMBERED)
         return self.last_seq
 
-    def append_rider(self, frame: bytes) -> None:
-        """Append a whole frame that has no number."""
-        self._push(_RIDER, frame)
+    def append_rider(self, frame: bytes, *, keep: bool, pause: bool = False) -> None:
+        """Append a whole frame that has no number.
 
-    def _push(self, event_seq: int, content: bytes) -> None:
-        self._entries.append((event_seq, content))
+        Args:
+            frame: The frame.
+            keep: Whether a resume sends it again (P6.9). One that is kept goes with the numbered entry behind
+                it, so each must be followed by one sooner or later: nothing else bounds them.
+            pause: Whether nothing follows it until :attr:`paused` is set back; not for one that is kept.
+        """
+        self._push(self.last_seq + 1, frame, _KEPT if keep else _PAUSING if pause else _PASSING)
+
+    def _push(self, seq: int, content: bytes, kind: int) -> None:
+        self._unsent.append((seq, content, kind))
         self.unsent_events += 1
         self.unsent_bytes += len(content)
+        self._total.used += len(content)
+
+    # --- what goes out ------------------------------------------------------------------------------
 
     def take(self, limit: int) -> list[bytes]:
-        """Take the oldest frames: at least one if there is one, and no more once ``limit`` bytes are reached."""
+        """Take the oldest frames: no more once ``limit`` bytes are reached, and nothing while :attr:`paused`."""
         frames: list[bytes] = []
         size = 0
-        while self._entries and size < limit:
-            event_seq, content = self._entries.popleft()
-            self.unsent_bytes -= len(content)
+        while self._unsent and size < limit and not self.paused:
+            entry = self._unsent.popleft()
+            seq, content, kind = entry
+            length = len(content)
             self.unsent_events -= 1
-            if event_seq != _RIDER:
-                message_id = numbered_event_id(self._stem, event_seq)
-                content = splice_envelope(self._session_id, message_id, event_seq, content)
+            self.unsent_bytes -= length
+            if self._replay_events:
+                self._replay_events -= 1
+                self._replay_bytes -= length
+            if kind >= _PASSING:
+                self._total.used -= length
+                self.paused = kind == _PAUSING
+            else:
+                self._sent.append(entry)
+                self._sent_bytes += length
+            if kind == _NUMBERED:
+                self.told = seq
+                self._sent_events += 1
+                content = splice_envelope(self._session_id, numbered_event_id(self._stem, seq), seq, content)
             frames.append(content)
             size += len(content)
+        self._look_at_lag()
         return frames
 
+    def acknowledge(self, event_seq: int) -> bool:
+        """Free what the client has read, up to ``event_seq``; say whether that was new and had been sent (P6.15)."""
+        if not self.acked < event_seq <= self.told:
+            return False
+        self.acked = event_seq
+        while self._sent and self._sent[0][0] <= event_seq:
+            self._drop_oldest()
+        self._look_at_lag()
+        return True
+
+    def _drop_oldest(self) -> None:
+        seq, content, kind = self._sent.popleft()
+        self._sent_bytes -= len(content)
+        self._total.used -= len(content)
+        if kind == _NUMBERED:
+            self._sent_events -= 1
+            self.floor = seq
+
+    # --- bounds -------------------------------------------------------------------------------------
+
+    def shed(self) -> str | None:
+        """Evict what was sent, oldest first, until the window is within its bounds.
+
+        Returns:
+            The name of the bound that is crossed all the same, by what is unsent: half of a window is for that, so
+            that the other half is time to resume (P6.18). ``None`` where all is well.
+        """
+        bounds = self._bounds
+        # Only numbered entries: riders at the end stand before a number that is still to come.
+        while self._sent_events and (
+            self.kept_events > bounds.window_events
+            or self.kept_bytes > bounds.window_bytes
+            or self._total.used > self._total.limit
+        ):
+            self._drop_oldest()
+        if self.lag_events * 2 > bounds.window_events:
+            return "window_events"
+        if self.lag_bytes * 2 > bounds.window_bytes:
+            return "window_bytes"
+        if self._total.used > self._total.limit:
+            return "windows_bytes"
+        return None
+
+    @property
+    def overflows(self) -> bool:
+        """Whether what is unsent alone is past the whole window: nobody can resume any more without a gap."""
+        return (
+            self.last_seq - self.told > self._bounds.window_events
+            or self.unsent_bytes > self._bounds.window_bytes
+            or self._total.used > self._total.limit
+        )
+
+    @property
+    def lags(self) -> bool:
+        """Whether so much is unsent that the client is told, and its own agents wait."""
+        return self.lag_events > self._bounds.lag_events or self.lag_bytes > self._bounds.lag_bytes
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether no more than half of what is a lag is unsent."""
+        return self.lag_events * 2 <= self._bounds.lag_events and self.lag_bytes * 2 <= self._bounds.lag_bytes
+
+    def _look_at_lag(self) -> None:
+        """End an episode of lag once half of every threshold is left: the next one is told again."""
+        unacked = self._bounds.unacked_events
+        if self._lag_told and self.is_drained and (unacked is None or (self.told - self.acked) * 2 <= unacked):
+            self._lag_told = False
+
+    def begins_to_lag(self, size: int) -> bool:
+        """Say whether one more entry of ``size`` bytes crosses a threshold, once in an episode of lag (P6.17).
+
+        It is asked before that entry is appended, and the notice goes before it: behind it there may be nothing
+        any more that a notice could stand before.
+        """
+        bounds = self._bounds
+        unacked = bounds.unacked_events
+        if self._lag_told or not (
+            self.lag_events >= bounds.lag_events
+            or self.lag_bytes + size > bounds.lag_bytes
+            or (unacked is not None and self.told - self.acked >= unacked)
+        ):
+            return False
+        self._lag_told = True
+        return True
+
+    # --- resume -------------------------------------------------------------------------------------
+
+    def can_resume_from(self, last_event_seq: int) -> bool:
+        """Say whether everything after ``last_event_seq`` is still here, and that number exists (P6.10)."""
+        return self.floor <= last_event_seq <= self.last_seq
+
+    def rewind(self, last_event_seq: int) -> None:
+        """Put what was sent and comes after ``last_event_seq`` back in front of what is unsent.
+
+        All that is unsent then is the new connection's replay.
+        """
+        while self._sent and self._sent[-1][0] > last_event_seq:
+            entry = self._sent.pop()
+            self._unsent.appendleft(entry)
+            length = len(entry[1])
+            self._sent_bytes -= length
+            self._sent_events -= entry[2] == _NUMBERED
+            self.unsent_events += 1
+            self.unsent_bytes += length
+        self.told = last_event_seq
+        self._replay_events = self.unsent_events
+        self._replay_bytes = self.unsent_bytes
+        self._lag_told = False
+        self.paused = False
+
     def clear(self) -> None:
-        """Drop what was not taken: nobody will take it."""
-        self._entries.clear()
+        """Drop everything: nobody will take it."""
+        self._total.used -= self.kept_bytes
+        self._sent.clear()
+        self._unsent.clear()
+        self._sent_events = self._sent_bytes = 0
         self.unsent_events = self.unsent_bytes = 0
+        self._replay_events = self._replay_bytes = 0
+        self.floor = self.told = self.last_seq

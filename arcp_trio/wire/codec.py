@@ -55,6 +55,7 @@ MESSAGES: Mapping[str, type[Any]] = {
     "job.subscribed": job_messages.JobSubscribed,
     "job.unsubscribe": job_messages.JobUnsubscribe,
     "x-arcp-trio.reply": job_messages.Reply,
+    "x-arcp-trio.replayed": session_messages.Replayed,
 }
 """Every message that this package reads or writes, and the class of its payload."""
 

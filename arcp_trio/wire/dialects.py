@@ -31,6 +31,8 @@ class Dialect:
         refusals_echo_request_id: Whether every refusal is a job.error whose envelope has the request's
             own id (X4).
         core_codes_only: Whether a code outside the fifteen makes it drop the frame (P7.9).
+        seconds_after_subscribed: How long nothing may follow a job.subscribed: what comes in the same read is lost
+            to it (D46). No departure from the specification.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Dialect:
     submit_refused_by_job_error: bool = False
     refusals_echo_request_id: bool = False
     core_codes_only: bool = False
+    seconds_after_subscribed: float = 0.0
 
 
 SPEC = Dialect(name="spec")
@@ -53,6 +56,7 @@ DIALECTS: Mapping[str, Dialect] = {
             budget_in_accepted=False,
             outcome_in_final_status=False,
             core_codes_only=True,
+            seconds_after_subscribed=0.02,
         ),
         Dialect(name="typescript", submit_refused_by_job_error=True, core_codes_only=True),
         Dialect(name="ruby", lease_in_accepted=False),

@@ -246,16 +246,21 @@ def encode_envelope(
     return b'%b,"payload":%b}' % (encode_json(head)[:-1], payload)
 
 
-def encode_tail(frame_type: str, payload: bytes, *, job_id: str, trace_id: str, timestamp: str, job_seq: int) -> bytes:
-    """Write the part of a numbered frame that is the same for every session that follows the job."""
-    # All five are our own: they need no escaping.
-    return b',"type":"%b","job_id":"%b","trace_id":"%b","timestamp":"%b","extensions":{"%b":%d},"payload":%b}' % (
+def encode_tail(
+    frame_type: str, payload: bytes, *, job_id: str, trace_id: str, timestamp: str, job_seq: int | None
+) -> bytes:
+    """Write the part of a numbered frame that is the same for every session that follows the job.
+
+    ``job_seq`` is the job's own number (P7.18); ``None`` for an event that is for one session alone.
+    """
+    extensions = b"" if job_seq is None else b',"extensions":{"%b":%d}' % (JOB_SEQ_EXTENSION.encode(), job_seq)
+    # All of them are our own: they need no escaping.
+    return b',"type":"%b","job_id":"%b","trace_id":"%b","timestamp":"%b"%b,"payload":%b}' % (
         frame_type.encode(),
         job_id.encode(),
         trace_id.encode(),
         timestamp.encode(),
-        JOB_SEQ_EXTENSION.encode(),
-        job_seq,
+        extensions,
         payload,
     )
 

@@ -17,6 +17,7 @@ from .errors import InvalidRequestError
 from .jsontext import JSONValue
 
 __all__ = [
+    "BACK_PRESSURE",
     "EVENT_BODIES",
     "ArtifactRef",
     "Delegate",
@@ -36,7 +37,8 @@ __all__ = [
 ]
 
 LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "error", "critical", "fatal")
-RUNTIME_PHASES = frozenset({"back_pressure", "credential_rotated"})
+BACK_PRESSURE = "back_pressure"
+RUNTIME_PHASES = frozenset({BACK_PRESSURE, "credential_rotated"})
 RUNTIME_METRIC = "cost.budget.remaining"
 
 

@@ -30,10 +30,23 @@ def _read_hello(envelope: Envelope) -> Payload:
     resume = payload.get("resume")
     if resume is None and payload.get("resume_token") is not None:
         resume = {"resume_token": payload["resume_token"], "last_event_seq": payload.get("last_event_seq", 0)}
-    if isinstance(resume, dict) and "resume_token" not in resume and "token" in resume:
-        resume = {**resume, "resume_token": resume["token"]}
-    payload["resume"] = resume
+    payload["resume"] = _with_resume_token(resume)
     return payload
+
+
+def _with_resume_token(resume: JSONValue) -> JSONValue:
+    if isinstance(resume, dict) and "resume_token" not in resume and "token" in resume:
+        return {**resume, "resume_token": resume["token"]}
+    return resume
+
+
+def _read_resume(envelope: Envelope) -> Payload:
+    """Take a resume's fields at the top or in an object of their own, as in a hello (D18)."""
+    payload = dict(envelope.payload)
+    resume = payload.pop("resume", None)
+    if isinstance(resume, dict):
+        payload = {**resume, **payload}
+    return {"last_event_seq": 0, **_with_resume_token(payload)}
 
 
 def _read_submit(envelope: Envelope) -> Payload:
@@ -137,6 +150,7 @@ def _read_subscribed(envelope: Envelope) -> Payload:
 
 READERS: Mapping[str, Callable[[Envelope], Payload]] = {
     "session.hello": _read_hello,
+    "session.resume": _read_resume,
     "session.welcome": _read_welcome,
     "session.error": _read_error,
     "job.submit": _read_submit,

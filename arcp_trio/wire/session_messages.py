@@ -18,6 +18,7 @@ __all__ = [
     "Auth",
     "ClientCapabilities",
     "Peer",
+    "Replayed",
     "ResumeRequest",
     "RuntimeCapabilities",
     "SessionAck",
@@ -38,7 +39,8 @@ __all__ = [
 ]
 
 REPLIES_FEATURE = "x-arcp-trio.replies"
-"""Our own feature: a late cancel is answered by ``x-arcp-trio.reply`` instead of silence (P7.14)."""
+"""Our own feature: a late cancel is answered by ``x-arcp-trio.reply`` instead of silence (P7.14), and the end
+of a resume's replay is marked by ``x-arcp-trio.replayed``."""
 
 FEATURES = frozenset(
     {
@@ -159,6 +161,14 @@ class SessionResume:
     last_event_seq: int
     session_id: str | None = None
     auth: Auth | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Replayed:
+    """``x-arcp-trio.replayed``: all that waited when a session was resumed has been sent; what is live follows."""
+
+    request_id: str
+    reply_to: str | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -111,7 +111,7 @@ async def check_refused(client: RawClient, request: Frame, code: str, dialect: s
         check_answer_to(request, answer)
 
 
-FEATURE_OF_REQUEST = {"session.list_jobs": "list_jobs", "job.subscribe": "subscribe"}
+FEATURE_OF_REQUEST = {"session.list_jobs": "list_jobs"}
 
 
 async def check_submit(client: RawClient, request: Frame, dialect: str) -> str | None:
@@ -161,17 +161,38 @@ async def check_cancelled(client: RawClient, request: Frame, job_id: str, dialec
     assert error["payload"]["final_status"] == ("error" if dialect == "python" else "cancelled")
 
 
+async def check_subscribed(client: RawClient, request: Frame, job_id: str) -> None:
+    subscribed = await client.receive()
+    assert subscribed["type"] == "job.subscribed", subscribed
+    assert "event_seq" not in subscribed
+    assert subscribed["payload"]["job_id"] == subscribed["job_id"] == job_id
+    check_answer_to(request, subscribed)
+    payload = subscribed["payload"]
+    # What the strictest of their readers want (interop.md, section 3.17).
+    assert payload["current_status"] in ("running", "cancelled")
+    assert (payload["lease"], payload["parent_job_id"]) == ({}, None)
+    assert type(payload["subscribed_from"]) is int
+    if payload["current_status"] == "running":
+        # It is the session's own job: its events come anyway.
+        assert payload["replayed"] is False
+        return
+    # It has ended: its history where that was asked for, and its end.
+    assert payload["replayed"] is bool(request["payload"].get("history"))
+    if payload["replayed"]:
+        assert (await client.receive())["payload"]["kind"] == "progress"
+    assert (await client.receive())["payload"]["code"] == "CANCELLED"
+
+
 async def replay(client: RawClient, record: Record, running: str | None, dialect: str) -> str | None:
     """Send a recorded frame as this session's, check the answer; return the id of a job that runs on."""
     request = copy.deepcopy(record.frame)
     if "session_id" in request:
         # Two Go frames have none: it is the connection's (P5.1).
         request["session_id"] = client.session_id
-    if record.type == "job.cancel":
-        assert running is not None
-        request["job_id"] = running
-        if "job_id" in request["payload"]:
-            request["payload"]["job_id"] = running
+    if record.type in ("job.cancel", "job.subscribe") and running is not None:
+        for holder in (request, request["payload"]):
+            if "job_id" in holder:
+                holder["job_id"] = running
     await client.send(request)
     if record.type == "job.submit":
         return await check_submit(client, request, dialect)
@@ -179,6 +200,12 @@ async def replay(client: RawClient, record: Record, running: str | None, dialect
         assert running is not None
         await check_cancelled(client, request, running, dialect)
         return None
+    if record.type == "job.subscribe":
+        if running is None:
+            await check_refused(client, request, "JOB_NOT_FOUND", dialect)
+        else:
+            await check_subscribed(client, request, running)
+        return running
     if record.type in FEATURE_OF_REQUEST:
         assert FEATURE_OF_REQUEST[record.type] not in OFFERED_FEATURES, "expect its answer here"
         await check_refused(client, request, "INVALID_REQUEST", dialect)
@@ -227,7 +254,7 @@ async def test_each_hello_is_welcomed(sdk: str) -> None:
         assert welcome["session_id"] == payload["session_id"] == client.session_id
         offered = set(number(HELLOS[sdk]).frame["payload"]["capabilities"]["features"])
         assert set(payload["capabilities"]["features"]) == offered & OFFERED_FEATURES
-        assert "heartbeat_interval_sec" not in payload
+        assert payload.get("heartbeat_interval_sec") == (30 if "heartbeat" in offered else None)
         assert payload["capabilities"]["encodings"] == ["json"]
         assert [agent["name"] for agent in payload["capabilities"]["agents"]] == [
             "chunks",

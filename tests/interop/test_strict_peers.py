@@ -203,7 +203,10 @@ async def refused_handshakes() -> list[Frame]:
         for change in (
             {"arcp": "2.0"},
             {"type": "job.submit"},
-            {"type": "session.resume"},
+            {
+                "type": "session.resume",
+                "payload": {"auth": {"token": "t"}, "resume_token": "x", "last_event_seq": 0},
+            },
             {"session_id": "sess_mine", "payload": {}},
             {"payload": {"auth": {"token": ""}}},
             {"payload": {"auth": {"token": "t"}, "capabilities": {"encodings": ["cbor"]}}},

@@ -613,7 +613,7 @@ async def test_caps_on_running_jobs(script: Script, autojump_clock: trio.testing
         await first.submit("echo", 1)
 
 
-@pytest.mark.requirement("L20", "L21", "P6.21", "Z11")
+@pytest.mark.requirement("L20", "L21", "P6.12", "P6.21", "Z11")
 @pytest.mark.parametrize("how", ["close", "bye", "drop"])
 async def test_a_job_goes_on_when_its_connection_ends(
     script: Script, how: str, autojump_clock: trio.testing.MockClock
@@ -628,10 +628,16 @@ async def test_a_job_goes_on_when_its_connection_ends(
                 if how == "close":
                     assert client.received[-1]["type"] == "session.closed"
         await trio.testing.wait_all_tasks_blocked()
-        assert (runtime.statistics().sessions, runtime.statistics().jobs_running) == (0, 1)
+        statistics = runtime.statistics()
+        assert (statistics.sessions, statistics.sessions_waiting, statistics.jobs_running) == (0, 1, 1)
         (actor,) = runtime._directory.actors()
+        # The session waits for its client and follows on; past its window it goes, and the job does not.
+        assert actor.feed.followers == 1
+        assert not actor.throttle.lags()
+        await trio.sleep(601)
         assert actor.feed.followers == 0
         assert actor.throttle is None
+        assert (runtime.statistics().sessions_waiting, runtime.statistics().jobs_running) == (0, 1)
         script.gate.set()
         await trio.testing.wait_all_tasks_blocked()
         assert (runtime.statistics().jobs_running, runtime.statistics().jobs_retained) == (0, 1)

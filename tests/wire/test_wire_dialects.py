@@ -89,7 +89,12 @@ def test_a_dialect_departs_in_its_own_ways_only() -> None:
     }
     assert departures == {
         "spec": {},
-        "python": {"budget_in_accepted": False, "outcome_in_final_status": False, "core_codes_only": True},
+        "python": {
+            "budget_in_accepted": False,
+            "outcome_in_final_status": False,
+            "core_codes_only": True,
+            "seconds_after_subscribed": 0.02,
+        },
         "typescript": {"submit_refused_by_job_error": True, "core_codes_only": True},
         "ruby": {"lease_in_accepted": False},
         "java": {"refusals_echo_request_id": True},

@@ -1,0 +1,67 @@
+"""What a session was asked lately, so that a message which comes again is not carried out again (P5.7). Sans-IO."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from enum import Enum
+
+import attrs
+
+from ..wire.errors import InvalidRequestError
+
+__all__ = ["Answer", "Retransmissions"]
+
+# Larger replies are not held; what has one may be carried out again, or its answer stands in the stream.
+_MAX_HELD_REPLY = 8192
+
+
+class Answer(Enum):
+    """Which way an answer goes."""
+
+    REPLY = "ahead of the events"
+    RIDER = "in its place among the events"
+
+
+@attrs.define
+class _Message:
+    content: int
+    reply: bytes | None = None
+    way: Answer = Answer.REPLY
+
+
+class Retransmissions:
+    """The ids of the newest messages, what they said, and their answers while they are held.
+
+    Args:
+        limit: How many are remembered; past it the oldest is forgotten.
+    """
+
+    __slots__ = ("_limit", "_messages")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._messages: OrderedDict[str, _Message] = OrderedDict()
+
+    def recognise(self, message_id: str, text: bytes | str) -> tuple[bytes | None, Answer] | None:
+        """Remember a message; for one that came before, return its answer (``None`` where it is not held) and its way.
+
+        Raises:
+            InvalidRequestError: The id was used before, for another message.
+        """
+        # One transport has bytes and another text; a session may change from one to the other.
+        content = hash(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+        message = self._messages.get(message_id)
+        if message is None:
+            self._messages[message_id] = _Message(content)
+            if len(self._messages) > self._limit:
+                self._messages.popitem(last=False)
+            return None
+        if message.content != content:
+            raise InvalidRequestError("$.id: was used before, for another message")
+        return message.reply, message.way
+
+    def hold(self, message_id: str, reply: bytes, way: Answer) -> None:
+        """Hold the answer to a message that is remembered."""
+        message = self._messages.get(message_id)
+        if message is not None and len(reply) <= _MAX_HELD_REPLY:
+            message.reply, message.way = reply, way
