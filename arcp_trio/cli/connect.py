@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import urlsplit
@@ -10,12 +12,15 @@ import attrs
 
 from ..client.client import Client
 from ..client.opening import open_client
+from ..client.reconnect import Reconnect
 from ..limits import ClientLimits
 from ..wire.errors import ARCPError
 from .errors import CommandError, ExitCode, describe_refusal
 from .text import clean
 
-__all__ = ["CLIENT_LIMITS", "Target", "open_session"]
+__all__ = ["CLIENT_LIMITS", "DEFAULT_URL", "Target", "open_session"]
+
+DEFAULT_URL = "ws://127.0.0.1:7777/arcp"
 
 CLIENT_LIMITS = ClientLimits(close_seconds=0.5)
 """Who presses control-C twice does not wait longer for a runtime that does not answer a goodbye."""
@@ -37,6 +42,15 @@ class Target:
     token: str | None = attrs.field(default=None, repr=False)
     allow_plaintext: bool = False
 
+    def command(self, *words: str) -> str:
+        """Return another command for the same runtime, to be typed in the same shell; it holds no token."""
+        line = ["arcp-trio", *words]
+        if self.url not in (DEFAULT_URL, os.environ.get("ARCP_URL")):
+            line += ["--url", self.url]
+        if self.allow_plaintext:
+            line.append("--allow-plaintext")
+        return clean(shlex.join(line))
+
 
 def _check_url(url: str) -> None:
     try:
@@ -54,12 +68,15 @@ def _check_url(url: str) -> None:
 
 
 @asynccontextmanager
-async def open_session(target: Target, *, name: str) -> AsyncGenerator[Client, None]:
+async def open_session(
+    target: Target, *, name: str, reconnect: Reconnect | None = None
+) -> AsyncGenerator[Client, None]:
     """Open a session with the runtime that the user named.
 
     Args:
         target: Where, and with what token.
         name: How the client names itself.
+        reconnect: How a connection that is lost is got back; ``None``: not at all.
 
     Raises:
         CommandError: It cannot be opened; the message says why.
@@ -77,6 +94,7 @@ async def open_session(target: Target, *, name: str) -> AsyncGenerator[Client, N
                     token=target.token or _NO_TOKEN,
                     name=name,
                     limits=CLIENT_LIMITS,
+                    reconnect=reconnect,
                     allow_plaintext=target.allow_plaintext,
                 )
             )
