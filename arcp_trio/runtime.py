@@ -154,6 +154,7 @@ class Runtime:
                 clock=clock,
                 timers=self._timers,
                 total=WindowTotal(limits.windows_bytes),
+                relieve=self._sessions.relieve,
                 attached=self._sessions.note_attached,
                 detached=self._sessions.note_waiting,
                 ended=self._sessions.remove,

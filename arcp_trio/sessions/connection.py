@@ -62,6 +62,8 @@ class Connection:
         self._reading = trio.CancelScope()
         self._goodbye: tuple[int, str] | None = None
         self._last: bytes | None = None
+        # How many entries of the stream were there when the goodbye was said: what comes behind them waits.
+        self._left = 0
         self._heartbeat: Heartbeat | None = None
         self._writer = FrameWriter(
             transport,
@@ -114,6 +116,8 @@ class Connection:
         if self._goodbye is None:
             self._goodbye = (code, reason)
             self._last = last
+            if self._session is not None:
+                self._left = self._session.stream.unsent_events
             # Who has not said hello yet is not waited for: a silent peer would hold a shutdown up.
             self._greeting.cancel(reason=f"connection closing: {reason}")
             self._reading.cancel(reason=f"connection closing: {reason}")
@@ -131,13 +135,23 @@ class Connection:
             frames.append(self._priority.popleft())
             size += len(frames[-1])
         if size < limit and self._session is not None and self._session.is_connected_by(self):
-            if self._goodbye is not None:
-                # There is no later to wait for.
-                self._session.end_pause()
-            frames += self._session.take(limit - size)
+            if self._goodbye is None:
+                frames += self._session.take(limit - size)
+            else:
+                frames += self._take_what_is_left(self._session, limit - size)
         if not frames and self._goodbye is not None and self._last is not None:
             frames.append(self._last)
             self._last = None
+        return frames
+
+    def _take_what_is_left(self, session: Session, limit: int) -> list[bytes]:
+        """Take from the stream what came before the goodbye: an agent that floods must not put it off for ever."""
+        # There is no later that a pause could wait for.
+        session.end_pause()
+        frames = session.take(limit) if self._left > 0 else []
+        self._left -= len(frames)
+        if self._left <= 0:
+            self._leave_session()
         return frames
 
     # --- its life -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections import Counter
 from ..limits import Limits
 from ..wire.errors import InternalError
 from .session import Session
+from .stream import WindowTotal
 
 __all__ = ["SessionDirectory"]
 
@@ -52,6 +53,11 @@ class SessionDirectory:
                 details={"limit": "sessions_per_principal", "value": cap},
             )
         oldest.close()
+
+    def relieve(self, total: WindowTotal) -> None:
+        """Make room for the windows of those who are here: sessions that wait end, the longest first."""
+        while total.used > total.limit and self._waiting:
+            next(iter(self._waiting)).close()
 
     def add(self, session: Session) -> None:
         """Add a session that was welcomed."""

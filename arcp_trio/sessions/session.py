@@ -51,6 +51,7 @@ class SessionParts:
 
     Attributes:
         total: The bytes of all their windows.
+        relieve: Makes room in it, if somebody who is not here has any.
         attached: Is told of a session that has a connection from now on.
         detached: Is told of a session that waits for its client from now on.
         ended: Is told of a session that is no more.
@@ -60,6 +61,7 @@ class SessionParts:
     clock: WallClock
     timers: Timers
     total: WindowTotal
+    relieve: Callable[[WindowTotal], None]
     attached: Callable[[Session], None]
     detached: Callable[[Session], None]
     ended: Callable[[Session], None]
@@ -273,6 +275,9 @@ class Session:
 
     def _appended(self) -> None:
         crossed = self.stream.shed()
+        if crossed == "windows_bytes":
+            self._parts.relieve(self._parts.total)
+            crossed = self.stream.shed()
         connection = self._connection
         if connection is None:
             if crossed is not None and self.stream.overflows:

@@ -148,21 +148,21 @@ async def test_who_lags_is_told_once_an_episode(autojump_clock: trio.testing.Moc
     @agents.register("flood")
     async def flood(job: arcp_trio.JobContext, count: int) -> None:
         for event in go_on:
+            await event.wait()
             for _ in range(count):
                 await job.log("info", "x" * 1000)
-            await event.wait()
 
-    limits = arcp_trio.Limits(lag_events=200, throttle_seconds=1)
+    # The agent does not wait: each of its bursts is one lag, and is read before the next.
+    limits = arcp_trio.Limits(lag_events=200, throttle_seconds=0)
     async with arcp_trio.open_runtime(agents, limits=limits) as runtime:
         client = await connect_raw(runtime)
         job_id = await client.submit("flood", 1000)
         observer = await connect_raw(runtime)
         await observer.request("job.subscribe", {"job_id": job_id, "history": False})
         for event in go_on:
-            await trio.sleep(2)
-            await client.settle()
             event.set()
-        await client.receive_until("job.result")
+            await trio.testing.wait_all_tasks_blocked()
+            await client.settle()
         notices = [
             (position, frame)
             for position, frame in enumerate(frame for frame in client.received if "event_seq" in frame)
@@ -264,3 +264,45 @@ async def test_one_subscriber_that_never_reads_among_many_that_do(autojump_clock
                 if frame["type"] == "job.event" and frame["payload"]["kind"] == "log"
             ]
             assert said == list(range(count))
+
+
+@pytest.mark.requirement("P6.21")
+async def test_a_flood_does_not_put_a_close_off(autojump_clock: trio.testing.MockClock) -> None:
+    agents = arcp_trio.Agents()
+
+    @agents.register("flood")
+    async def flood(job: arcp_trio.JobContext, value: Any) -> None:
+        while True:
+            await job.log("info", "x" * 1000)
+
+    async with arcp_trio.open_runtime(agents, limits=arcp_trio.Limits(slice_seconds=0.0001)) as runtime:
+        client = await connect_raw(runtime)
+        await client.submit("flood")
+        await client.request("session.close")
+        assert (await client.receive_close()).code == 1000
+        assert client.received[-1]["type"] == "session.closed"
+        assert trio.current_time() == 0
+        assert runtime.statistics().jobs_running == 1
+
+
+async def test_who_is_not_there_makes_room_for_those_who_are(script: Script) -> None:
+    limits = arcp_trio.Limits(windows_bytes=100_000)
+    async with arcp_trio.open_runtime(script.agents, limits=limits) as runtime:
+        waiting = []
+        for _ in range(3):
+            client = await connect_raw(runtime, principal="somebody")
+            await client.request("job.submit", {"agent": "flood", "input": 100})
+            await client.settle()
+            await client.transport.abort()
+            await trio.testing.wait_all_tasks_blocked()
+            waiting.append(client)
+        assert runtime.statistics().sessions_waiting == 3
+        client = await connect_raw(runtime)
+        for _ in range(3):
+            await client.request("job.submit", {"agent": "flood", "input": 100})
+            await client.receive_until("job.result")
+        statistics = runtime.statistics()
+        assert (statistics.sessions, statistics.connections) == (1, 1)
+        assert statistics.sessions_waiting < 3
+        # The one that waited longest has gone.
+        assert waiting[0].session_id not in runtime._sessions._sessions

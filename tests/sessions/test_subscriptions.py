@@ -220,6 +220,26 @@ async def test_a_subscription_goes_on_after_a_resume() -> None:
         assert len(terminals(frames)) == 1
 
 
+@pytest.mark.requirement("L06", "P7.13")
+@pytest.mark.parametrize("agent", ["sleep", "gate"])
+async def test_whoever_follows_gets_the_end_however_it_comes(script: Script, agent: str) -> None:
+    async with arcp_trio.open_runtime(script.agents) as runtime:
+        owner = await connect_raw(runtime)
+        job_id = await owner.submit(agent)
+        observer = await connect_raw(runtime)
+        await subscribe(observer, job_id)
+        if agent == "sleep":
+            await owner.request("job.cancel", {"job_id": job_id})
+        else:
+            script.gate.set()
+        for client in (owner, observer):
+            await client.settle()
+            assert len(terminals(client.received, job_id)) == 1
+        # The acknowledgement is the submitter's alone.
+        acks = [[frame["type"] for frame in client.received].count("job.cancelled") for client in (owner, observer)]
+        assert acks == [agent == "sleep", 0]
+
+
 class Policy(arcp_trio.ObservationPolicy):
     """Auditors see the jobs of "me"; "guest" may know that they exist."""
 
