@@ -139,7 +139,7 @@ class ClientLimits:
         close_seconds: How long a close may wait for the runtime's answer and the closing handshake.
         cancel_seconds: How long a cancel waits for an answer or the job's end: some runtimes give
             neither (interop.md, section 3.15); longer than their grace of 30 s.
-        answer_seconds: The same of a listing and a subscription, where a runtime is not known to answer all.
+        answer_seconds: How long a listing and a subscription wait for an answer, likewise.
         ack_seconds: The shortest time between two acks of the events that were taken (P6.15).
         heartbeat_min_seconds: The shortest interval of heartbeats that a runtime can ask for: a shorter one, 0 or a
             negative one counts as this (P6.13).

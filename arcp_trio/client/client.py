@@ -209,11 +209,9 @@ class Client:
             session.pending.cancels[request.request_id] = request
             try:
                 session.ask(request)
-                with trio.move_on_after(self._limits.cancel_seconds):
-                    return await slot.wait()
+                return await self._answer(request, f"the cancel of {job_id}", self._limits.cancel_seconds)
             finally:
                 session.pending.cancels.pop(request.request_id, None)
-        raise InternalError(f"the runtime did not answer the cancel of {job_id}")
 
     async def subscribe(self, job_id: str, *, history: bool = False, from_event_seq: int | None = None) -> JobHandle:
         """Follow a job that another session submitted, of the same principal unless the runtime allows more (P7.17).
@@ -267,7 +265,7 @@ class Client:
             session.follow(handle)
             try:
                 session.ask(request)
-                await self._answer(request, f"the subscription to {message.job_id}")
+                await self._answer(request, f"the subscription to {message.job_id}", self._limits.answer_seconds)
             except ARCPError:
                 session.drop(handle)
                 raise
@@ -317,7 +315,7 @@ class Client:
             session.pending.listings[request.request_id] = request
             try:
                 session.ask(request)
-                return await self._answer(request, "the listing")
+                return await self._answer(request, "the listing", self._limits.answer_seconds)
             finally:
                 session.pending.listings.pop(request.request_id, None)
 
@@ -347,12 +345,14 @@ class Client:
         """Wait for each other until the runtime has shown that its refusals name what they refuse (D31)."""
         return nullcontext() if self._session.pending.correlates else self._one_at_a_time
 
-    async def _answer(self, request: Request[T], what: str) -> T:
-        """Wait for an answer; where a runtime may give none, for a bounded time."""
-        seconds = float("inf") if self._session.replies else self._limits.answer_seconds
-        with trio.move_on_after(seconds):
-            return await request.slot.wait()
-        raise InternalError(f"the runtime did not answer {what}")
+    async def _answer(self, request: Request[T], what: str, seconds: float) -> T:
+        """Wait for an answer, which some runtimes do not give: for a bounded time with one connection."""
+        while True:
+            link = request.link
+            with trio.move_on_after(seconds):
+                return await request.slot.wait()
+            if link is not None and link is self._session.link:
+                raise InternalError(f"the runtime did not answer {what}")
 
     def _unsubscribe(self, handle: JobHandle) -> None:
         self._session.unsubscribe(handle)

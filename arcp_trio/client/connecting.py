@@ -144,7 +144,7 @@ class Connector:
     # --- keeping ------------------------------------------------------------------------------------
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self, link: Link, frames: Sequence[bytes | str]) -> None:
+    async def keep_connected(self, link: Link, frames: Sequence[bytes | str]) -> None:
         """Keep the session connected until it is given up or closed.
 
         Args:
@@ -154,7 +154,10 @@ class Connector:
         Cancellation: everything that waits fails: the client was closed.
         """
         try:
-            error = await self._keep(link, frames)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._timers.run, name="arcp client timers")
+                error = await self._keep(link, frames)
+                nursery.cancel_scope.cancel(reason="the session has ended")
             if error is not None:
                 self._session.lose(error)
                 self._show(ConnectionState(phase="given_up", reason=error.message, error=error))
@@ -191,7 +194,7 @@ class Connector:
         end = link.end
         assert end is not None
         error = link.said or ConnectionLostError(f"the connection has ended: {end.reason}")
-        if self._connect is None or self._reconnect is None or self._session.resume_token is None:
+        if self._connect is None or self._reconnect is None or self._session.resume_request() is None:
             return error
         if link.goodbye or error.code in _FINAL_ERRORS:
             return error
@@ -256,11 +259,7 @@ class Connector:
             ConnectionLostError: The connection ended before the welcome, or none came in time.
         """
         session = self._session
-        assert session.resume_token is not None
-        resume = ResumeRequest(
-            session_id=session.session_id, resume_token=session.resume_token, last_event_seq=session.sequence.last
-        )
-        hello_id, hello = self._make_hello(resume)
+        hello_id, hello = self._make_hello(session.resume_request())
         try:
             welcome, frames = await self._shake_hands(transport, hello)
             session.resumed(welcome)

@@ -169,12 +169,11 @@ class Pending:
         of_a_job = error.code == "JOB_NOT_FOUND" or (error.code == "PERMISSION_DENIED" and bool(self.subscribes))
         for group in (about_jobs, others) if of_a_job else (others, about_jobs):
             requests = [request for request in group if not request.slot.is_set]
+            if len(requests) == 1:
+                requests[0].slot.fail(error_of(error))
             if requests:
-                break
-        if len(requests) != 1:
-            return False
-        requests[0].slot.fail(error_of(error))
-        return True
+                return len(requests) == 1
+        return False
 
     def refuse_by_job(self, envelope: Envelope, error: JobError, handle: JobHandle | None) -> bool:
         """Recognise a job.error that refuses a request without naming it, as one runtime writes it (X4, D34).

@@ -89,8 +89,7 @@ async def open_client_over(
         link, frames = await connector.open(transport)
         body_error: BaseException | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(timers.run, name="arcp client timers")
-            nursery.start_soon(connector.run, link, frames, name="arcp client connections")
+            nursery.start_soon(connector.keep_connected, link, frames, name="arcp client connections")
             try:
                 yield client
             except BaseException as exc:  # noqa: BLE001, ASYNC103  # raised below, outside of the nursery

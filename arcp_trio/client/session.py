@@ -46,6 +46,7 @@ from ..wire.job_messages import (
 )
 from ..wire.session_messages import (
     REPLIES_FEATURE,
+    ResumeRequest,
     SessionAck,
     SessionError,
     SessionJobs,
@@ -107,7 +108,8 @@ class ClientSession:
         self.session_id = ids.session()
         self.features: frozenset[str] = frozenset()
         self.welcome = SessionWelcome()
-        self.resume_token: str | None = None
+        # Kept as a message whose repr hides the token.
+        self._resume: ResumeRequest | None = None
         self.jobs: dict[str, JobHandle] = {}
         self.pending = Pending(limits)
         self.early = EarlyFrames(limits)
@@ -160,8 +162,15 @@ class ClientSession:
 
     def _take_welcome(self, welcome: SessionWelcome) -> None:
         self.welcome = welcome
-        # One implementation does not rotate its tokens.
-        self.resume_token = welcome.resume_token or self.resume_token
+        if welcome.resume_token:
+            # One implementation does not rotate its tokens.
+            self._resume = ResumeRequest(resume_token=welcome.resume_token, last_event_seq=0)
+
+    def resume_request(self) -> ResumeRequest | None:
+        """Return what asks for the session behind what was taken; ``None`` where the runtime does not resume."""
+        if self._resume is None:
+            return None
+        return attrs.evolve(self._resume, session_id=self.session_id, last_event_seq=self.sequence.last)
 
     def attach(self, link: Link) -> None:
         """Use a connection: watch it, and ask again what was not answered."""
