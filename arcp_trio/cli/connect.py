@@ -42,7 +42,7 @@ class Target:
     token: str | None = attrs.field(default=None, repr=False)
     allow_plaintext: bool = False
 
-    def command(self, *words: str) -> str:
+    def hint(self, *words: str) -> str:
         """Return another command for the same runtime, to be typed in the same shell; it holds no token."""
         line = ["arcp-trio", *words]
         if self.url not in (DEFAULT_URL, os.environ.get("ARCP_URL")):

@@ -112,7 +112,7 @@ class Follower:
             job: It has not ended, as far as is known.
             cancels: Whether it is being cancelled.
         """
-        again = self._target.command("watch", clean(job.job_id))
+        again = self._target.hint("watch", clean(job.job_id))
         line = f"detached: {clean(job.job_id)} goes on; watch it again with: {again}"
         if cancels:
             line = f"left while {clean(job.job_id)} is being cancelled; see it end with: {again}"
@@ -157,7 +157,7 @@ class Follower:
         # Before its task is cancelled: a write that is left half done would mix with the next one.
         await self.view.flush()
         if lost is not None:
-            again = self._target.command("watch", clean(job.job_id))
+            again = self._target.hint("watch", clean(job.job_id))
             raise CommandError(f"{describe_lost(lost)}; {clean(job.job_id)} may still run: {again}") from lost
         try:
             return Ending(failure=None, result=await job.result())

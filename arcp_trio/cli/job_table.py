@@ -61,10 +61,9 @@ class JobTable:
         self._ages = ages
         self._now = time.time()
         self._widths = [30, 5, 9, 3 if ages else 24, 6, 0]
-        for cells in (self._cells(entry) for entry in entries):
-            self._widths = [
-                max(width, min(len(cell), _WIDEST)) for width, cell in zip(self._widths, cells, strict=True)
-            ]
+        for entry in entries:
+            lengths = (min(len(cell), _WIDEST) for cell in self._cells(entry))
+            self._widths = [max(pair) for pair in zip(self._widths, lengths, strict=True)]
 
     def _cells(self, entry: JobEntry) -> tuple[str, ...]:
         when = clean(entry.created_at or "-")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict, deque
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
-from rich.text import Text
 
 from ..client.client import Client
 from ..wire.errors import ARCPError
@@ -25,6 +26,11 @@ from .terminal import LineWriter, Output, make_console
 from .text import clean, count_of
 from .views import JSONView, PlainView
 
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from rich.text import Text
+
 __all__ = ["MAX_JOBS", "JobsOptions", "jobs", "read_created_after"]
 
 MAX_JOBS = 10_000
@@ -36,6 +42,7 @@ _WAITING = 1_000
 """Jobs that wait for one; past it they are listed, and their end is not shown."""
 _OVERLAP = timedelta(seconds=5)
 """How far back each further listing begins: times are of milliseconds, and a runtime's clock may be set back a bit."""
+_MIN_INTERVAL_SECONDS = 0.5
 _LIVE = frozenset({"pending", "running"})
 _STATUSES = ("pending", "running", "success", "error", "cancelled", "timed_out")
 _AGE = re.compile(r"(\d{1,6})([smhd])")
@@ -79,9 +86,10 @@ class JobsOptions:
                 )
         if not 1 <= self.limit <= MAX_JOBS:
             raise CommandError(f"--limit: expected a number from 1 to {MAX_JOBS}, got {self.limit}", ExitCode.USAGE)
-        if not 0.5 <= self.interval_seconds < math.inf:
+        if not _MIN_INTERVAL_SECONDS <= self.interval_seconds < math.inf:
             raise CommandError(
-                f"--interval-seconds: expected 0.5 or more, got {self.interval_seconds:g}", ExitCode.USAGE
+                f"--interval-seconds: expected {_MIN_INTERVAL_SECONDS} or more, got {self.interval_seconds:g}",
+                ExitCode.USAGE,
             )
 
 
@@ -96,21 +104,19 @@ def read_created_after(text: str, now: datetime) -> str:
         CommandError: It is neither.
     """
     age = _AGE.fullmatch(text)
-    try:
-        if age is not None:
-            moment = now - timedelta(seconds=int(age[1]) * _SECONDS[age[2]])
-        else:
-            moment = datetime.fromisoformat(text)
-            if moment.tzinfo is None:
-                # Whose midnight is meant is not ours to guess.
-                raise ValueError("no offset")
-        return format_timestamp(moment.timestamp())
-    except (ValueError, OverflowError):
+    moment: datetime | None = None
+    with suppress(ValueError, OverflowError):
+        moment = (
+            datetime.fromisoformat(text) if age is None else now - timedelta(seconds=int(age[1]) * _SECONDS[age[2]])
+        )
+    # Without an offset: whose midnight is meant is not ours to guess.
+    if moment is None or moment.tzinfo is None:
         raise CommandError(
             "--created-after: expected an age like 90s, 15m, 2h or 7d, or a time with its offset like "
             f"2026-05-13T19:42:13Z, got {clean(text)!r}",
             ExitCode.USAGE,
-        ) from None
+        )
+    return format_timestamp(moment.timestamp())
 
 
 class _Listing:
@@ -133,7 +139,10 @@ class _Listing:
     async def run(self) -> ExitCode:
         """List the jobs, and follow them."""
         async with open_session(self._target, name="arcp-trio jobs", reconnect=self._news.reconnect) as client:
-            beside = [self._output.run, partial(self._news.run, self._notes.connection)]
+            beside: list[Callable[[], Awaitable[object]]] = [
+                self._output.run,
+                partial(self._news.run, self._notes.connection),
+            ]
             if self._options.follow:
                 if "subscribe" not in client.features:
                     raise CommandError("--follow: this runtime lets nobody subscribe to jobs")

@@ -79,7 +79,7 @@ def read_input(text: str) -> JSONValue:
 
 
 class _Submission:
-    """One run of ``submit``: control-C first asks about the job, or cancels it where nobody can be asked, then leaves."""
+    """One run of ``submit``: control-C first asks about the job, or cancels it if nobody can be asked, then leaves."""
 
     def __init__(self, target: Target, options: SubmitOptions) -> None:
         self._target = target
@@ -131,9 +131,7 @@ class _Submission:
             there = f"; there are: {clean(', '.join(names))}" if names else ""
             raise CommandError(f"refused: {describe_error(exc)}{there}") from exc
         except (ConnectionLostError, ResumeWindowExpiredError) as exc:
-            raise CommandError(
-                f"{describe_lost(exc)}: see whether it does with {self._target.command('jobs')}"
-            ) from exc
+            raise CommandError(f"{describe_lost(exc)}; see: {self._target.hint('jobs')}") from exc
         except ARCPError as exc:
             raise CommandError(f"refused: {describe_refusal(exc, has_token=True)}") from exc
 
