@@ -134,7 +134,7 @@ class JobBars:
             name: What stands before it.
             total: How much there is; ``None`` as long as nobody knows.
         """
-        return self._progress.add_task(clean(name), total=total, status="", amount="", progress="", budget={})
+        return self._progress.add_task(clean(name), total=total, status="", amount="", progress="", budget={}, alert="")
 
     def print(self, label: str, line: str, *, name: str | None = None) -> None:
         """Print a line above the bars.
@@ -195,10 +195,15 @@ class JobBars:
                 shown[currency] = amount
         self._show_amount(bar)
 
+    def show_alert(self, bar: TaskID, text: str) -> None:
+        """Show before all else on a bar what goes on beside its job; ``""`` takes it away."""
+        self._task(bar).fields["alert"] = text
+        self._show_amount(bar)
+
     def _show_amount(self, bar: TaskID) -> None:
         fields = self._task(bar).fields
         left = ", ".join(fields["budget"].values())
-        parts = [fields["progress"], f"{left} left" if left else ""]
+        parts = [fields["alert"], fields["progress"], f"{left} left" if left else ""]
         self._progress.update(bar, amount="  ".join(part for part in parts if part))
 
     def _task(self, bar: TaskID) -> Task:

@@ -113,11 +113,9 @@ class Follower:
             cancels: Whether it is being cancelled.
         """
         again = self._target.hint("watch", clean(job.job_id))
-        line = f"detached: {clean(job.job_id)} goes on; watch it again with: {again}"
-        if cancels:
-            line = f"left while {clean(job.job_id)} is being cancelled; see it end with: {again}"
+        line = "the job is being cancelled; see it end with" if cancels else "the job goes on; see it again with"
         with trio.move_on_after(_LEAVE_SECONDS):
-            await self.view.note(line)
+            await self.view.note(f"{line}: {again}", label="detached")
             await self.view.flush()
 
     @asynccontextmanager

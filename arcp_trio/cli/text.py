@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..client.events import Event, Skipped
 from ..client.reconnect import ConnectionState
+from ..transports.base import CloseCode, TransportClosedError
 from ..wire.jsontext import JSONValue, encode_json
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
 
 _SHORT_ID = 8
 _BINARY_KIB = 1024
+_BROKEN = str(TransportClosedError(CloseCode.ABNORMAL))
 MAX_LINE = 2_000
 """Characters of one value that are shown; what is longer is cut, with an ellipsis."""
 
@@ -107,8 +109,9 @@ def describe_connection(state: ConnectionState) -> str | None:
     is told by the error of whatever waits.
     """
     if state.phase == "retrying":
-        seconds = f"{state.delay_seconds:.1f} s"
-        return f"lost: {clean(state.reason)}; retrying in {seconds} (attempt {state.attempt})"
+        # The code says no more than that: there was no goodbye.
+        reason = state.reason.removeprefix(_BROKEN).removeprefix(": ") or "it broke off"
+        return f"lost: {clean(reason)}; retrying in {state.delay_seconds:.1f} s (attempt {state.attempt})"
     return "back: nothing was missed" if state.phase == "resumed" else None
 
 

@@ -26,6 +26,8 @@ __all__ = ["JSONView", "JobView", "LiveView", "PlainView", "Throttle", "make_vie
 
 _PROGRESS_SECONDS = 1.0
 _LABEL_WIDTH = 11
+# The first says what broke the connection, the second why there is no other.
+_ATTEMPTS_IN_FULL = 2
 
 
 class JobView(Protocol):
@@ -44,8 +46,8 @@ class JobView(Protocol):
     async def connection(self, state: ConnectionState) -> None:
         """Show that the connection was lost, or came back."""
 
-    async def note(self, line: str) -> None:
-        """Show what the command itself has to say."""
+    async def note(self, line: str, *, label: str = "-") -> None:
+        """Show what the command itself has to say; ``label`` says in a word what about."""
 
     def paused(self) -> AbstractAsyncContextManager[None]:
         """Return what leaves the terminal to a question, with all written that was shown before it.
@@ -141,9 +143,9 @@ class JSONView:
         await self.flush()
         yield
 
-    async def note(self, line: str) -> None:
+    async def note(self, line: str, *, label: str = "-") -> None:
         """Print on stderr what is no JSON."""
-        await Output(2).print(line)
+        await Output(2).print(line if label == "-" else f"{label}: {line}")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC128
         """Write the lines; the output says that it has started."""
@@ -196,9 +198,9 @@ class PlainView:
         await self.flush()
         yield
 
-    async def note(self, line: str) -> None:
+    async def note(self, line: str, *, label: str = "-") -> None:
         """Print what the command has to say."""
-        await self._print("-", line)
+        await self._print(label, line)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC128
         """Write the lines; the output says that it has started."""
@@ -243,17 +245,23 @@ class LiveView:
 
     async def event(self, event: Event | Skipped) -> None:
         """Show an event."""
-        # Ready events come without a turn of the loop; drawing them must leave one to the connection.
-        await trio.lowlevel.checkpoint()
+        # Nothing is drawn behind a checkpoint: a question may be on the terminal by then.
         if self._bar is not None:
             self._bars.show(self._bar, event)
+        # Ready events come without a turn of the loop; drawing them must leave one to the connection.
+        await trio.lowlevel.checkpoint()
 
     async def connection(self, state: ConnectionState) -> None:
         """Print what is worth saying about the connection."""
-        await trio.lowlevel.checkpoint()
         line = describe_connection(state)
         if line is not None:
-            self._bars.print("connection", line)
+            if self._bar is not None:
+                offline = f"offline, attempt {state.attempt} in {state.delay_seconds:.1f} s"
+                self._bars.show_alert(self._bar, offline if state.phase == "retrying" else "")
+            # A network that is away for minutes would else push all that the job has said off the screen.
+            if self._bar is None or state.attempt <= _ATTEMPTS_IN_FULL:
+                self._bars.print("connection", line)
+        await trio.lowlevel.checkpoint()
 
     @asynccontextmanager
     async def paused(self) -> AsyncGenerator[None]:
@@ -262,10 +270,10 @@ class LiveView:
         with self._bars.paused():
             yield
 
-    async def note(self, line: str) -> None:
+    async def note(self, line: str, *, label: str = "-") -> None:
         """Print what the command has to say."""
+        self._bars.print(label, line)
         await trio.lowlevel.checkpoint()
-        self._bars.print("-", line)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do nothing: the display has a thread of its own."""
