@@ -29,6 +29,7 @@ logger = logging.getLogger("arcp_trio.client")
 _REFUSALS = 3
 # So the implementations say that there is nothing to resume (D19); after the others' two, the session is gone.
 _NOT_RESUMABLE = frozenset({"RESUME_WINDOW_EXPIRED", "PERMISSION_DENIED", "UNAUTHENTICATED"})
+_GONE = frozenset({"RESUME_WINDOW_EXPIRED", "PERMISSION_DENIED"})
 # Said before a close, these leave nothing to try again.
 _FINAL_ERRORS = frozenset({"RESUME_WINDOW_EXPIRED", "UNAUTHENTICATED"})
 
@@ -225,13 +226,14 @@ class Connector:
                 await trio.sleep(delay)
                 taken = self._session.sequence.last
                 link: Link | None = None
+                resumes = self._session.resume_request() is not None
                 began = trio.current_time()
                 with trio.CancelScope(deadline=deadline) as scope:
                     try:
                         async with connect() as transport:
                             link, frames = await self._take_up(transport)
                             scope.deadline = float("inf")
-                            self._show(ConnectionState(phase="resumed"))
+                            self._show(ConnectionState(phase="resumed" if resumes else "reopened"))
                             await link.run(frames)
                     except (TransportClosedError, OSError, ConnectionLostError) as exc:
                         reason = str(exc) or type(exc).__name__
@@ -252,17 +254,21 @@ class Connector:
                 )
 
     async def _take_up(self, transport: Transport) -> tuple[Link, Sequence[bytes | str]]:
-        """Resume the session over a transport.
+        """Resume the session over a transport, or open a new one if it was forgotten.
 
         Raises:
             ARCPError: The runtime refused it.
             ConnectionLostError: The connection ended before the welcome, or none came in time.
         """
         session = self._session
-        hello_id, hello = self._make_hello(session.resume_request())
+        resume = session.resume_request()
+        hello_id, hello = self._make_hello(resume)
         try:
             welcome, frames = await self._shake_hands(transport, hello)
-            session.resumed(welcome)
+            if resume is None:
+                session.welcomed(welcome)
+            else:
+                session.resumed(welcome)
         except BaseException:
             await transport.abort()  # noqa: ASYNC102, ASYNC120  # never blocks
             raise
@@ -270,6 +276,10 @@ class Connector:
 
     def _judge_refusal(self, error: ARCPError, refusals: int) -> None:
         """Give the session up unless another attempt may be answered otherwise."""
+        if error.code in _GONE and self._session.resume_request() is not None and self._session.holds_nothing:
+            # A runtime keeps no session in which nothing happens (P6.12): a new one is as good.
+            self._session.forget()
+            return
         if error.code in _NOT_RESUMABLE:
             expired = error.code == "RESUME_WINDOW_EXPIRED"
             if expired and not self._session.replies and refusals < _REFUSALS:

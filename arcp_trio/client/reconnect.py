@@ -56,7 +56,8 @@ class ConnectionState:
 
     Attributes:
         phase: ``connected``; ``lost``: the connection broke; ``retrying``: another one will be tried; ``resumed``: the
-            session goes on over a new one; ``given_up``: it does not, and everything that waits has failed;
+            session goes on over a new one; ``reopened``: the runtime had let it go, and as no job was followed here a
+            new session stands in for it; ``given_up``: it does not, and everything that waits has failed;
             ``closed``: the client was left.
         reason: What broke the connection, or the last attempt; empty where nothing did.
         attempt: Which attempt comes next, from 1; 0 outside of ``retrying``.
@@ -64,7 +65,7 @@ class ConnectionState:
         error: What calls raise; with ``given_up`` and ``closed`` alone.
     """
 
-    phase: Literal["connected", "lost", "retrying", "resumed", "given_up", "closed"]
+    phase: Literal["connected", "lost", "retrying", "resumed", "reopened", "given_up", "closed"]
     reason: str = ""
     attempt: int = 0
     delay_seconds: float = 0.0
@@ -79,6 +80,9 @@ def _positive(_: object, attribute: attrs.Attribute[float], value: float) -> Non
 @attrs.frozen(kw_only=True)
 class Reconnect:
     """How a client gets its session back after its connection broke.
+
+    A session that the runtime does not resume is given up if a job of it is followed here: events are missing. Else a
+    new one takes its place; runtimes keep no session in which nothing happens (P6.12).
 
     It waits before each attempt, each time ``factor`` as long, up to a maximum. A connection over which something came
     begins again with the first delay; one that breaks before anything did is another failed attempt.

@@ -85,7 +85,7 @@ class ClientSession:
 
     Attributes:
         session_id: Its id.
-        features: What was negotiated, for good.
+        features: What was negotiated.
         welcome: The last welcome.
         jobs: The handles of jobs that have not ended.
         pending: What was asked and not answered.
@@ -130,7 +130,7 @@ class ClientSession:
     # --- connections --------------------------------------------------------------------------------
 
     def welcomed(self, envelope: Envelope) -> None:
-        """Take the first welcome."""
+        """Take the welcome of a new session."""
         self._take_welcome(read_message(envelope, SessionWelcome))
         self.session_id = self.welcome.session_id or self.session_id
         # Some runtimes name all that they have: what counts is what both have (D11).
@@ -142,6 +142,9 @@ class ClientSession:
             self.sequence.hold()
         elif numbers_otherwise(envelope.payload):
             self.sequence.let_go()
+        for request in list(self.pending):
+            # Asked before it was known which session stands in for the last one: a frame names its session.
+            self.pending.renew(request, self.ids.message())
         if "ack" in self.features:
             self._acks = Acks(
                 self._timers, self.limits.ack_seconds, last=lambda: self.sequence.last, send=self._send_ack
@@ -159,6 +162,21 @@ class ClientSession:
         self._take_welcome(welcome)
         if self._acks is not None:
             self._acks.resumed()
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether no job is followed here, so that nothing is missed if the session is not resumed."""
+        joining = {request.handle for request in self.pending.subscribes.values()}
+        return all(handle in joining for handle in self.jobs.values())
+
+    def forget(self) -> None:
+        """Go on with a new session, which the next welcome names; what can be asked twice is asked there."""
+        self.session_id = self.ids.session()
+        self.sequence = Sequence()
+        self._resume = None
+        self._acks = None
+        self._unsubscribed.clear()
+        self._fail_unanswered(None)
 
     def _take_welcome(self, welcome: SessionWelcome) -> None:
         self.welcome = welcome

@@ -179,7 +179,8 @@ async def test_some_runtimes_are_asked_three_times(autojump_clock: trio.testing.
 
 @pytest.mark.requirement("D19")
 async def test_a_doubtful_token_is_not_tried_twice(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_played(features=OTHERS) as (played, first, client):
+    async with open_played(features=OTHERS) as (played, first, client), trio.open_nursery() as nursery:
+        await start_job(nursery, client, first)
         await first.drop()
         await refuse(await played.next(), "PERMISSION_DENIED")
         assert client.state.phase == "given_up"
@@ -199,7 +200,8 @@ async def test_a_refusal_for_now_is_a_failed_attempt(autojump_clock: trio.testin
 
 @pytest.mark.requirement("P6.9")
 async def test_a_runtime_that_opens_another_session_has_not_resumed(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_played() as (played, first, client):
+    async with open_played() as (played, first, client), trio.open_nursery() as nursery:
+        await start_job(nursery, client, first)
         await first.drop()
         second = await played.next()
         await second.welcome("rt_2", session_id="sess_other")
@@ -213,7 +215,8 @@ async def test_no_token_is_in_a_log_or_a_repr(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(0)
-    async with open_played(welcome={}) as (played, first, client):
+    async with open_played(welcome={}) as (played, first, client), trio.open_nursery() as nursery:
+        await start_job(nursery, client, first)
         await first.drop()
         second = await played.next()
         await second.welcome("rt_2")
@@ -225,3 +228,55 @@ async def test_no_token_is_in_a_log_or_a_repr(
     text = caplog.text + json.dumps(shown)
     for secret in ("secret-token", "rt_1", "rt_2"):
         assert secret not in text
+
+
+# --- sessions of which nothing is missed ------------------------------------------------------------
+
+
+@pytest.mark.requirement("P6.12", "K02")
+@pytest.mark.parametrize("code", ["RESUME_WINDOW_EXPIRED", "PERMISSION_DENIED"])
+async def test_an_idle_session_that_is_gone_is_replaced(code: str, autojump_clock: trio.testing.MockClock) -> None:
+    async with open_played() as (played, first, client), trio.open_nursery() as nursery:
+        job = await start_job(nursery, client, first)
+        await first.result(1)
+        plain = Call(nursery, client.submit, "plain")
+        await first.expect("job.submit")
+        listing = Call(nursery, anext, client.list_jobs())
+        old = await first.expect("session.list_jobs")
+        subscribe = Call(nursery, client.subscribe, "job_9")
+        await first.expect("job.subscribe")
+        await first.drop()
+        await refuse(await played.next(), code)
+        # It may have been carried out; the rest is asked again, in the name of the new session.
+        assert isinstance(plain.error, arcp_trio.ConnectionLostError)
+        third = await played.next()
+        third.raw.session_id = "sess_2"
+        hello = await third.welcome("rt_2", session_id="sess_2")
+        assert "resume" not in hello["payload"]
+        assert hello["session_id"] != "sess_1"
+        assert (client.session_id, client.state.phase) == ("sess_2", "reopened")
+        again = await third.expect("job.subscribe")
+        assert again["session_id"] == "sess_2"
+        payload = {"job_id": "job_9", "current_status": "running", "request_id": again["id"]}
+        await third.say("job.subscribed", payload)
+        assert subscribe.value.job_id == "job_9"
+        again = await third.expect("session.list_jobs")
+        assert again["id"] != old["id"]
+        await third.say("session.jobs", {"request_id": again["id"], "jobs": []})
+        assert listing.value == ()
+        # It has numbers of its own, and is resumed as any other.
+        await third.log(1, "job_9")
+        await third.drop()
+        fourth = await played.next()
+        resume = (await fourth.welcome("rt_3", session_id="sess_2"))["payload"]["resume"]
+        assert resume == {"session_id": "sess_2", "resume_token": "rt_2", "token": "rt_2", "last_event_seq": 1}
+        assert await job.result() == "done"
+
+
+@pytest.mark.requirement("P6.1", "K02")
+async def test_a_session_that_is_refused_anew_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_played() as (played, first, client):
+        await first.drop()
+        await refuse(await played.next(), "RESUME_WINDOW_EXPIRED")
+        await refuse(await played.next(), "PERMISSION_DENIED")
+        assert client.state.phase == "given_up"

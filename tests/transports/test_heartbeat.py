@@ -85,12 +85,12 @@ async def test_each_direction_is_measured_apart(direction: str, autojump_clock: 
     async with open_timers() as timers:
         watched = Watched(timers, answers=False)
         watched.heart.start()
-        for _ in range(20):
+        for _ in range(19):
             await trio.sleep(INTERVAL / 2)
             getattr(watched.heart, direction)()
     if direction == "received":
         assert watched.losses == []
-        assert watched.pings == [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+        assert watched.pings == [10, 20, 30, 40, 50, 60, 70, 80, 90]
     else:
         assert (watched.pings, watched.losses) == ([10], [20])
 
