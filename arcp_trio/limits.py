@@ -67,6 +67,7 @@ class Limits:
             oldest first, and then a job's own oldest events.
         replies: Replies that wait for a connection; past it the connection is closed with 1008: a client
             that asks and does not read.
+        reply_bytes: The bytes of those replies, likewise; one may pass it.
         remembered_messages: Message ids remembered to recognise a retransmission (P5.7).
         malformed_in_a_row: Malformed frames that close a connection (1008) (P5.5).
         waiting_cancels: Refused cancels of one job that wait for its terminal event to be answered behind
@@ -112,6 +113,7 @@ class Limits:
     history_bytes: int = 1 * MIB
     histories_bytes: int = 256 * MIB
     replies: int = 1_024
+    reply_bytes: int = 8 * MIB
     remembered_messages: int = 1_024
     malformed_in_a_row: int = 8
     waiting_cancels: int = 64

@@ -27,6 +27,7 @@ from .limits import Limits
 from .sessions.auth import Principal, TrustedPrincipal, Verifier
 from .sessions.connection import Connection
 from .sessions.directory import SessionDirectory
+from .sessions.listing import JobListing
 from .sessions.observation import ObservationPolicy
 from .sessions.services import SessionServices
 from .sessions.session import SessionParts
@@ -49,7 +50,7 @@ __all__ = ["Runtime", "RuntimeStatistics", "open_runtime"]
 logger = logging.getLogger("arcp_trio.runtime")
 
 OFFERED_FEATURES = frozenset(
-    {"heartbeat", "ack", "subscribe", "progress", "result_chunk", "agent_versions", REPLIES_FEATURE}
+    {"heartbeat", "ack", "list_jobs", "subscribe", "progress", "result_chunk", "agent_versions", REPLIES_FEATURE}
 )
 """What this runtime implements of :data:`arcp_trio.wire.session_messages.FEATURES` (P6.5)."""
 
@@ -146,6 +147,7 @@ class Runtime:
             agents=agents,
             jobs=self._directory,
             sessions=self._sessions,
+            listing=JobListing(self._directory, limits),
             counters=self._counters,
             timers=self._timers,
             observation=observation,

@@ -91,7 +91,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     text = README.read_text()
     wanted = replace_part(text, "lifecycle", render_table())
     wanted = replace_part(wanted, "conformance", conformance_table())
-    unknown = {number for number in _shown if number.startswith("P")} - REQUIREMENTS.keys()
+    # A requirement has a dot (P6.19); a failure of the same letter (P01) has none.
+    unknown = {number for number in _shown if number.startswith("P") and "." in number} - REQUIREMENTS.keys()
     reporter = config.pluginmanager.getplugin("terminalreporter")
     for problem in check_exchanged():
         reporter.write_line(f"a frame of the runtime is not what the schema says: {problem}", red=True)

@@ -25,7 +25,7 @@ REQUIREMENTS: dict[str, tuple[str, str]] = {
     "P6.4": ("Only negotiated features are used", ""),
     "P6.5": (
         "Features",
-        "offers progress, result_chunk, agent_versions and x-arcp-trio.replies so far",
+        "no lease_expires_at, cost.budget, model.use and provisioned_credentials yet",
     ),
     "P6.6": ("Welcome", ""),
     "P6.7": ("Resume", ""),
@@ -41,7 +41,7 @@ REQUIREMENTS: dict[str, tuple[str, str]] = {
     "P6.17": ("Back-pressure notice", "agents are throttled; the notice is not sent"),
     "P6.18": ("A consumer that is too slow is closed with 4001", "not resumable yet"),
     "P6.19": ("Listing jobs", ""),
-    "P6.20": ("Entries of a listing", ""),
+    "P6.20": ("Entries of a listing", "no budgets and no credentials yet"),
     "P6.21": ("session.close and session.bye", "not resumable yet"),
     "P7.1": ("Submit: all is validated before anything is created", ""),
     "P7.2": ("job.accepted precedes everything of the job", ""),

@@ -46,7 +46,7 @@ NEIGHBOURS: dict[str, set[str]] = {
 # Narrower than their floor: the client is the other end of the wire, and knows no runtime.
 ONLY: dict[str, set[str]] = {"client": {"client", "wire", "transports", "timers", "limits", "_version"}}
 
-WITHOUT_TRIO = ("wire", "authority", "jobs.lifecycle", "sessions.stream", "records", "limits", "_version")
+WITHOUT_TRIO = ("wire", "authority", "jobs.lifecycle", "jobs.index", "sessions.stream", "records", "limits", "_version")
 ABOVE_ONLY = {"cyclopts", "rich"}
 FOR_TESTS_ONLY = {"pytest", "hypothesis", "jsonschema", "trustme"}
 

@@ -64,8 +64,10 @@ __all__ = ["CancelRequest", "JobActor", "JobCounters", "JobServices", "JobSpec"]
 
 logger = logging.getLogger("arcp_trio.jobs")
 
-# What a record keeps beside its terminal event, about.
-_RECORD_OVERHEAD = 600
+# What a record keeps beside its terminal event and its lease, and its place in the index, about.
+_RECORD_OVERHEAD = 1_500
+# What a text costs beside its characters, about.
+_TEXT_OVERHEAD = 64
 
 
 class CancelRequest(Protocol):
@@ -151,6 +153,11 @@ class JobSpec:
     max_runtime_sec: float | None = None
     lease: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
     expires_at: str | None = None
+
+
+def _size_of(lease: Mapping[str, tuple[str, ...]]) -> int:
+    """Return about how many bytes a lease keeps."""
+    return sum(_TEXT_OVERHEAD + len(text) for namespace, patterns in lease.items() for text in (namespace, *patterns))
 
 
 _CANCELLED = Outcome(
@@ -306,7 +313,10 @@ class JobActor:
 
     def _process(self, message: Message) -> None:
         """Everything that happens to the job passes here: decide, then do. No checkpoint inside."""
+        was_pending = self.state.phase is Phase.PENDING
         self.state, effects = apply(self.state, message)
+        if was_pending and self.state.phase is not Phase.PENDING:
+            self.services.directory.note_status(self)
         for effect in effects:
             self._EFFECTS[effect](self, message)
 
@@ -396,7 +406,7 @@ class JobActor:
                 expires_at=self.expires_at,
                 feed=self.feed,
                 ended_at=trio.current_time(),
-                size=_RECORD_OVERHEAD + entry.size,
+                size=_RECORD_OVERHEAD + _size_of(self.lease) + entry.size,
             )
         )
         waiting, self._waiting_cancels = self._waiting_cancels, []

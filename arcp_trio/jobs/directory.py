@@ -11,7 +11,9 @@ from ..limits import Limits
 from ..records import JobRecord
 from ..timers import Timer, Timers
 from ..wire.errors import InternalError
+from ..wire.timestamps import parse_timestamp
 from .history import Histories
+from .index import JobIndex
 
 if TYPE_CHECKING:
     from .actor import JobActor
@@ -25,12 +27,14 @@ class JobDirectory:
     Records go by age, number and bytes, oldest first; one deadline serves the oldest.
 
     Attributes:
+        index: Where each of the jobs stands in a listing: it holds exactly those that :meth:`find` finds.
         histories: The bounds of what is kept of the jobs' events.
     """
 
     def __init__(self, limits: Limits, timers: Timers) -> None:
         self._limits = limits
         self._timers = timers
+        self.index = JobIndex()
         self._actors: dict[str, JobActor] = {}
         self._records: dict[str, JobRecord] = {}
         self._oldest: deque[str] = deque()
@@ -88,8 +92,19 @@ class JobDirectory:
         """Add a job that was accepted."""
         self._actors[actor.job_id] = actor
         self._running[actor.principal] += 1
+        self.index.add(
+            actor.job_id,
+            principal=actor.principal,
+            agent=actor.agent.resolved,
+            status=actor.status,
+            created_at=parse_timestamp(actor.created_at),
+        )
         if self._idle.is_set():
             self._idle = trio.Event()
+
+    def note_status(self, actor: JobActor) -> None:
+        """Take note that a job's status has changed, from pending to running."""
+        self.index.move(actor.job_id, actor.status)
 
     def finish(self, record: JobRecord) -> None:
         """Swap a job's actor for its record: from here on it reads as ended."""
@@ -98,6 +113,7 @@ class JobDirectory:
         if not self._running[record.principal]:
             del self._running[record.principal]
         self._records[record.job_id] = record
+        self.index.move(record.job_id, record.status)
         self._oldest.append(record.job_id)
         self._record_bytes += record.size
         self.histories.ended(record.job_id, record.feed.history)
@@ -116,6 +132,7 @@ class JobDirectory:
     def _evict(self) -> None:
         record = self._records.pop(self._oldest.popleft())
         self._record_bytes -= record.size
+        self.index.remove(record.job_id)
         self.histories.forget(record.job_id)
 
     def _arm(self) -> None:

@@ -59,6 +59,7 @@ class Connection:
         self._replies: Replies | None = None
         self._priority: deque[bytes] = deque()
         self._greeting = trio.CancelScope()
+        self._priority_bytes = 0
         self._reading = trio.CancelScope()
         self._goodbye: tuple[int, str] | None = None
         self._last: bytes | None = None
@@ -86,15 +87,26 @@ class Connection:
         """Send a frame ahead of the events."""
         if self._goodbye is not None:
             # Only what was said before the goodbye is still sent, and an error that explains it.
-            if len(self._priority) < self._limits.replies:
-                self._priority.append(frame)
+            if self._full_of_replies() is None:
+                self._prefer(frame)
             return
-        if len(self._priority) >= self._limits.replies:
+        limit = self._full_of_replies()
+        if limit is not None:
             self._leave_session()
-            self.close(CloseCode.POLICY, "more requests than answers were read: limit replies")
+            self.close(CloseCode.POLICY, f"more requests than answers were read: limit {limit}")
             return
-        self._priority.append(frame)
+        self._prefer(frame)
         self._writer.wake()
+
+    def _prefer(self, frame: bytes) -> None:
+        self._priority.append(frame)
+        self._priority_bytes += len(frame)
+
+    def _full_of_replies(self) -> str | None:
+        """Return the limit that the replies have reached which wait to be written."""
+        if len(self._priority) >= self._limits.replies:
+            return "replies"
+        return "reply_bytes" if self._priority_bytes >= self._limits.reply_bytes else None
 
     def too_slow(self, limit: str, resumable_from: int) -> None:
         """End this connection because too much is unsent; the session waits to be resumed (P6.18)."""
@@ -109,6 +121,7 @@ class Connection:
     def replaced(self) -> None:
         """End this connection because another one has its session: it gets nothing more (P6.11)."""
         self._priority.clear()
+        self._priority_bytes = 0
         self.close(CloseCode.REPLACED, "the session was resumed on another connection")
 
     def close(self, code: int, reason: str, last: bytes | None = None) -> None:
@@ -134,6 +147,7 @@ class Connection:
         while self._priority and size < limit:
             frames.append(self._priority.popleft())
             size += len(frames[-1])
+        self._priority_bytes -= size
         if size < limit and self._session is not None and self._session.is_connected_by(self):
             if self._goodbye is None:
                 frames += self._session.take(limit - size)
@@ -169,7 +183,7 @@ class Connection:
             self._session = welcomed.session
             self._replies = welcomed.replies
             # Ahead of the stream: the welcome precedes the replay (P6.9).
-            self._priority.append(welcomed.frame)
+            self._prefer(welcomed.frame)
             self._start_heartbeat(welcomed)
             handler = RequestHandler(welcomed.session, self, welcomed.replies, self._services)
             await self._serve(handler, backlog, welcomed.token)
@@ -280,6 +294,9 @@ class Connection:
                 # What was read when the connection lost its session is nobody's request.
                 if self._goodbye is not None or not handler.handle(frame):
                     return
+                if self._priority_bytes > self._limits.write_batch_bytes:
+                    # A large answer took its time to make: others have their turn, and it its write, ahead of the next.
+                    await trio.lowlevel.checkpoint()
             try:
                 frames = list(await self._transport.receive())
             except TransportClosedError as exc:

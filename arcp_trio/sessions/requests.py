@@ -47,6 +47,7 @@ from ..wire.session_messages import (
     SessionBye,
     SessionClose,
     SessionClosed,
+    SessionListJobs,
     SessionPing,
     SessionPong,
 )
@@ -434,6 +435,16 @@ class RequestHandler:
 
     # --- session.* --------------------------------------------------------------------------------
 
+    def _list_jobs(self, envelope: Envelope) -> bool:
+        page = self._services.listing.answer(
+            read_message(envelope, SessionListJobs),
+            request_id=envelope.id,
+            principal=self.session.principal,
+            session_id=self.session.session_id,
+        )
+        self._reply(self._replies.frame("session.jobs", page, request_id=envelope.id), envelope.id)
+        return True
+
     def _ping(self, envelope: Envelope) -> bool:
         ping = read_message(envelope, SessionPing)
         if len(ping.nonce) > _MAX_KEY:
@@ -473,6 +484,7 @@ class RequestHandler:
         "job.cancel": _cancel,
         "job.subscribe": _subscribe,
         "job.unsubscribe": _unsubscribe,
+        "session.list_jobs": _list_jobs,
         "session.ping": _ping,
         "session.pong": _ignore,
         "session.ack": _ack,

@@ -15,6 +15,7 @@ from ..wire.ids import IdFactory
 from ..wire.session_messages import Peer
 from ..wire.timestamps import WallClock
 from .directory import SessionDirectory
+from .listing import JobListing
 from .observation import ObservationPolicy
 from .session import SessionParts
 
@@ -26,6 +27,7 @@ class SessionServices:
     """The parts of a runtime that its sessions use.
 
     Attributes:
+        listing: Answers session.list_jobs.
         features: What this runtime implements (P6.5).
         observation: Who may observe whose jobs (P7.19).
         session_parts: What its sessions share.
@@ -41,6 +43,7 @@ class SessionServices:
     agents: Agents
     jobs: JobDirectory
     sessions: SessionDirectory
+    listing: JobListing
     counters: JobCounters
     timers: Timers
     observation: ObservationPolicy

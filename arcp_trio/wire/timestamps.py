@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
-__all__ = ["WallClock", "format_timestamp"]
+__all__ = ["WallClock", "format_timestamp", "parse_timestamp"]
+
+_TIMESTAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d+))?Z", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def format_timestamp(seconds: float) -> str:
@@ -13,6 +18,24 @@ def format_timestamp(seconds: float) -> str:
     whole, milliseconds = divmod(int(seconds * 1000), 1000)
     moment = time.gmtime(whole)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{milliseconds:03d}Z"
+
+
+def parse_timestamp(text: str) -> int:
+    """Return what an RFC 3339 time in UTC says, in milliseconds since 1970; what is finer is cut off.
+
+    Args:
+        text: With ``Z``, in capitals, and any number of decimals: no other offset can be mistaken for UTC.
+
+    Raises:
+        ValueError: It is no such time.
+    """
+    match = _TIMESTAMP.fullmatch(text)
+    if match is None:
+        raise ValueError("expected a time like 2026-05-13T19:42:13.000Z")
+    *fields, fraction = match.groups()
+    year, month, day, hour, minute, second = map(int, fields)
+    moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+    return (moment - _EPOCH) // timedelta(milliseconds=1) + int(((fraction or "") + "000")[:3])
 
 
 class WallClock:

@@ -189,6 +189,11 @@ async def converse(dialect: str, *, features: list[str]) -> list[Frame]:
         await client.settle()
         job_of_another = await another.submit("sleep")
         await ask_for_refusals(client, job_of_another)
+        # Every job of above, in pages; the last one has no cursor.
+        await client.request("session.list_jobs", {"limit": 2})
+        for page in await client.settle():
+            if page["type"] == "session.jobs":
+                await client.request("session.list_jobs", {"cursor": page["payload"]["next_cursor"]})
         await client.request("session.close", {"reason": "done"})
         await client.receive_close()
         assert runtime.statistics().bugs == 0
@@ -222,7 +227,7 @@ async def refused_handshakes() -> list[Frame]:
 @pytest.mark.requirement("P4.4", "P5.1", "P5.2", "P5.3", "P5.3a", "P5.8", "P6.6", "P7.2", "P7.8", "P7.9")
 @pytest.mark.requirement("P7.13", "P8.2", "P12.1", "P12.2", "X1", "X2", "X3", "X4", "X13", "X16", "D1", "D2")
 @pytest.mark.requirement("D4", "D5", "D8", "D9", "D10", "D12", "D14", "D17", "D30", "D36", "D37", "D38", "D39")
-@pytest.mark.requirement("D42", "D47", "D49", "D51", "D52", "D54", "L05", "S01", "E04", "T20")
+@pytest.mark.requirement("P6.20", "D42", "D47", "D49", "D51", "D52", "D54", "L05", "S01", "E04", "T20")
 @pytest.mark.parametrize("features", [ALL_FEATURES, []], ids=["all-features", "no-features"])
 @pytest.mark.parametrize("peer", DIALECT_OF_CLIENT)
 async def test_all_that_the_runtime_says_pleases_the_client(
@@ -248,7 +253,7 @@ async def test_all_that_the_runtime_says_pleases_the_client(
     expected = {"session.welcome", "session.error", "session.pong", "session.closed", "job.accepted"}
     expected |= {"job.event", "job.result", "job.error", "job.cancelled"}
     if features:
-        expected.add("x-arcp-trio.reply")
+        expected |= {"x-arcp-trio.reply", "session.jobs"}
     assert set(types) == expected
     kinds = {frame["payload"]["kind"] for frame in frames if frame["type"] == "job.event"}
     optional = {"progress", "result_chunk"} if features else set()

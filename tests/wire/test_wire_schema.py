@@ -220,6 +220,7 @@ async def test_a_rich_conversation_obeys_the_schema(script: Script) -> None:
         "session.welcome",
         "session.error",
         "session.pong",
+        "session.jobs",
         "session.closed",
         "job.accepted",
         "job.event",
