@@ -118,7 +118,7 @@ def submit(
 
     The result goes to stdout, everything else to stderr. A connection that is lost is got back, and no event is missed.
     Control-C asks whether to cancel the job: yes cancels it and shows how it ended; no, or no answer, leaves it
-    running. Where nobody can be asked (stdin or stderr is no terminal, or with --json) it cancels. A second control-C
+    running ("arcp-trio watch" shows it again). Where nobody can be asked (stdin or stderr is no terminal, or with --json) it cancels. A second control-C
     leaves at once. The exit code is 0 where the job succeeded, 1 where it did not or was refused, or the session was
     lost, 2 for a wrong command line, 130 after control-C.
 
@@ -206,9 +206,9 @@ def jobs(
     json: _AsJson = False,
     allow_plaintext: Annotated[bool, _Flag] = False,
 ) -> ExitCode:
-    """List your jobs, oldest first: those that run, and those that ended and are remembered.
+    """List your jobs, oldest first.
 
-    EVENTS counts what a job has sent. With --follow each new job, and each change of one, is another line, until
+    Those that run, and those that have ended and are remembered. EVENTS counts what a job has sent. With --follow each new job, and each change of one, is another line, until
     control-C; the exit code is 130 then, 1 where the runtime refused or was lost, 2 for a wrong command line.
 
     Args:
@@ -218,7 +218,7 @@ def jobs(
             times.
         agent: Only jobs of this agent: NAME, or NAME@VERSION.
         created_after: Only jobs created later: an age like 90s, 15m, 2h or 7d, or a time like 2026-05-13T19:42:13Z.
-        limit: Show so many, the newest.
+        limit: Show only the newest so many.
         follow: Go on showing what changes.
         interval_seconds: How often --follow looks for new jobs, which the protocol does not announce. The end of one
             that is shown is announced, and shown at once.

@@ -112,6 +112,9 @@ def describe_connection(state: ConnectionState) -> str | None:
         # The code says no more than that: there was no goodbye.
         reason = state.reason.removeprefix(_BROKEN).removeprefix(": ") or "it broke off"
         return f"lost: {clean(reason)}; retrying in {state.delay_seconds:.1f} s (attempt {state.attempt})"
+    if state.phase == "reopened":
+        # The client does so where nothing can have been missed: nobody waited for an event.
+        return "back, with a new session"
     return "back: nothing was missed" if state.phase == "resumed" else None
 
 
