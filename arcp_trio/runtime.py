@@ -147,7 +147,7 @@ class Runtime:
             agents=agents,
             jobs=self._directory,
             sessions=self._sessions,
-            listing=JobListing(self._directory, limits),
+            listing=JobListing(self._directory, limits, observation),
             counters=self._counters,
             timers=self._timers,
             observation=observation,

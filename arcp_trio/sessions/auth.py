@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import secrets
 from collections.abc import Mapping
-from itertools import count
 from typing import Protocol
 
 import attrs
@@ -81,12 +81,9 @@ class AnonymousAccess:
     A runtime on a port has no other way to do without a verifier: who wants it asks for it by this name.
     """
 
-    def __init__(self) -> None:
-        self._numbers = count(1)
-
     async def verify(self, token: str) -> Principal | None:  # noqa: ARG002  # as above
-        """Return a principal that no other session has."""
-        return Principal(name=f"anonymous-{next(self._numbers)}", anonymous=True)
+        """Return a principal that no other session has: a random name, which a second listener does not give again."""
+        return Principal(name=f"anonymous-{secrets.token_hex(8)}", anonymous=True)
 
 
 class TrustedPrincipal:

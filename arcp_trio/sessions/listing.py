@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import base64
 import hmac
-import logging
 import re
 import secrets
-from collections.abc import Collection
 from hashlib import blake2b
 
 from ..jobs.actor import JobActor
@@ -26,10 +24,9 @@ from ..wire.jsontext import encode_json
 from ..wire.session_messages import SessionJobs, SessionJobsEntry, SessionListJobs, SessionListJobsFilter
 from ..wire.timestamps import parse_timestamp
 from .auth import Principal
+from .observation import ObservationPolicy, Visibility, audit
 
 __all__ = ["JobListing"]
-
-_audit_logger = logging.getLogger("arcp_trio.audit")
 
 _DEFAULT_LIMIT = 100
 _MAX_LIMIT = 1_000
@@ -50,13 +47,15 @@ class JobListing:
     Args:
         jobs: The runtime's jobs.
         limits: Its bounds: a page is cut to ``send_bytes`` (P4.4).
+        observation: Whose jobs a principal may see beside its own.
 
     The key that signs the cursors is this object's own: none survives the runtime.
     """
 
-    def __init__(self, jobs: JobDirectory, limits: Limits) -> None:
+    def __init__(self, jobs: JobDirectory, limits: Limits, observation: ObservationPolicy) -> None:
         self._jobs = jobs
         self._limits = limits
+        self._observation = observation
         self._secret = secrets.token_bytes(32)
 
     def answer(
@@ -82,14 +81,13 @@ class JobListing:
             raise
         finally:
             # No cursor, and nothing longer than what could be valid: a log is not the client's to fill.
-            _audit_logger.info(
-                "list %s: principal %r, session %s, filter %.500r, limit %r, page %s",
+            place = "first" if request.cursor is None else "further"
+            audit(
                 outcome,
-                principal.name,
-                session_id,
-                request.filter,
-                request.limit,
-                "first" if request.cursor is None else "further",
+                "list",
+                principal=principal.name,
+                session_id=session_id,
+                detail=f"filter {request.filter!r:.500}, limit {request.limit!r}, {place} page",
             )
         return page
 
@@ -99,7 +97,13 @@ class JobListing:
             raise InvalidRequestError(f"$.payload.limit: expected an integer from 1 to {_MAX_LIMIT}, got {limit}")
         wanted = _read_filter(request.filter)
         after = None if request.cursor is None else self._read_cursor(request.cursor, principal, wanted)
-        page = self._jobs.index.page(_visible_principals(principal), wanted, limit=limit, after=after)
+        policy = self._observation
+
+        def visible(owner: str, agent: str) -> bool:
+            return owner == principal.name or policy.visibility(principal, owner, agent) is Visibility.OBSERVABLE
+
+        principals = {principal.name, *policy.observable(principal)}
+        page = self._jobs.index.page(principals, wanted, limit=limit, after=after, visible=visible)
         entries: list[SessionJobsEntry] = []
         room = self._limits.send_bytes - _FRAME_BYTES - _REQUEST_IDS * len(encode_json(request_id))
         for entry in map(self._entry, page.keys):
@@ -169,11 +173,6 @@ class JobListing:
         raise InvalidRequestError(
             "$.payload.cursor: expected the next_cursor of a page of the same filter; begin again without one"
         )
-
-
-def _visible_principals(principal: Principal) -> Collection[str]:
-    """Return the names of those whose jobs a principal may see in a listing: its own (P7.19)."""
-    return (principal.name,)
 
 
 def _read_filter(given: SessionListJobsFilter | None) -> JobFilter:

@@ -35,7 +35,7 @@ class ObservationPolicy:
     """
 
     def observable(self, principal: Principal) -> Collection[str]:  # noqa: ARG002  # for those who derive
-        """Return the names of the other principals whose jobs may appear in a listing.
+        """Return the names of the other principals whose jobs a listing looks at, and shows if they are observable.
 
         Args:
             principal: Who asks.
@@ -53,7 +53,16 @@ class ObservationPolicy:
         return Visibility.OBSERVABLE if owner in self.observable(principal) else Visibility.HIDDEN
 
 
-def audit(decision: str, action: str, *, principal: str, session_id: str, job_id: str = "", owner: str = "") -> None:
+def audit(
+    decision: str,
+    action: str,
+    *,
+    principal: str,
+    session_id: str,
+    job_id: str = "",
+    owner: str = "",
+    detail: str = "",
+) -> None:
     """Log a decision on who may do what to whose job: one line, with the same as fields of the record.
 
     Args:
@@ -63,15 +72,18 @@ def audit(decision: str, action: str, *, principal: str, session_id: str, job_id
         session_id: In which session.
         job_id: Which job; empty for none.
         owner: Whose job that is; empty where nobody's is known.
+        detail: More about the request, of bounded length and without secrets.
     """
     _audit_logger.info(
-        "%s %s: principal %r, session %s, job %.256r of %r",
+        "%s %s: principal %r, session %s, job %.256r of %r%s%s",
         action,
         decision,
         principal,
         session_id,
         job_id,
         owner,
+        ", " if detail else "",
+        detail,
         extra={
             "arcp_action": action,
             "arcp_decision": decision,

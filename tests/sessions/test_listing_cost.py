@@ -65,7 +65,7 @@ async def test_a_page_makes_no_more_entries_than_it_lists(monkeypatch: pytest.Mo
         return find(job_id)
 
     monkeypatch.setattr(directory, "find", counting)
-    listing = JobListing(directory, limits)
+    listing = JobListing(directory, limits, arcp_trio.ObservationPolicy())
     cursor = None
     for start in (0, 10, 20):
         answer = listing.answer(

@@ -354,6 +354,8 @@ async def test_a_session_whose_events_are_too_many_to_wait_for_its_client_ends(s
         await client.submit("gate")
         await client.settle()
         await client.request("job.submit", {"agent": "flood", "input": 10_000})
+        # Read before the connection breaks: what is on its way then is lost with it.
+        await trio.testing.wait_all_tasks_blocked()
         await drop(client)
         assert (runtime.statistics().sessions_waiting, runtime.statistics().jobs_running) == (0, 1)
         assert (await refused(runtime, resume_hello(client, 1)))["payload"]["code"] == "RESUME_WINDOW_EXPIRED"

@@ -297,6 +297,33 @@ async def test_who_may_observe(script: Script, caplog: pytest.LogCaptureFixture)
         assert runtime.statistics().jobs_running == 1
 
 
+@pytest.mark.requirement("P6.19", "P7.19", "Q01")
+async def test_what_a_policy_lets_a_listing_show(script: Script) -> None:
+    class Half(Policy):
+        def visibility(self, principal: Principal, owner: str, agent: str) -> arcp_trio.Visibility:
+            return arcp_trio.Visibility.OBSERVABLE if agent.startswith("gate@") else arcp_trio.Visibility.HIDDEN
+
+    async with arcp_trio.open_runtime(script.agents, observation=Half()) as runtime:
+        owner = await connect_raw(runtime)
+        jobs = [await owner.submit(agent) for agent in ("gate", "sleep", "gate")]
+        listed = {}
+        for name in ("me", "auditor", "other"):
+            client = await connect_raw(runtime, principal=name)
+            own = await client.submit("sleep")
+            found: list[str] = []
+            cursor: dict[str, Any] = {}
+            while True:
+                await client.request("session.list_jobs", {"limit": 1, **cursor})
+                page = (await client.receive_until("session.jobs"))["payload"]
+                found += [job["job_id"] for job in page["jobs"]]
+                if page["next_cursor"] is None:
+                    break
+                cursor = {"cursor": page["next_cursor"]}
+            assert found.pop() == own
+            listed[name] = found
+        assert listed == {"me": jobs, "auditor": [jobs[0], jobs[2]], "other": []}
+
+
 @pytest.mark.requirement("P7.19", "Q01")
 async def test_a_hidden_job_and_none_are_answered_alike(script: Script) -> None:
     async with arcp_trio.open_runtime(script.agents) as runtime:
