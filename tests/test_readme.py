@@ -56,6 +56,15 @@ trio.run(main)
     ]
 
 
-@pytest.mark.parametrize("name", ["embedded", "server"])
+@pytest.mark.requirement("D02", "P4.2")
+def test_the_stdio_example(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(example("embedded").partition("async def main")[0])
+    served = example("stdio").replace('"arcp-trio"', 'sys.executable, "-m", "arcp_trio"')
+    program = f"import os, sys, trio, arcp_trio\nos.chdir({str(tmp_path)!r})\n{served}\ntrio.run(main)\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "{'counted': 3}\n")
+
+
+@pytest.mark.parametrize("name", ["embedded", "server", "stdio"])
 def test_an_example_has_at_most_twenty_lines(name: str) -> None:
     assert len([line for line in example(name).splitlines() if line.strip()]) <= 20

@@ -20,7 +20,7 @@ from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
 
 from .._version import __version__
 from .cancel import cancel as run_cancel
-from .connect import DEFAULT_URL, Target
+from .connect import DEFAULT_URL, Target, read_command
 from .demo import demo as run_demo
 from .errors import CommandError, ExitCode
 from .interrupts import run_interruptible
@@ -29,6 +29,7 @@ from .jobs import jobs as run_jobs
 from .results import check_output
 from .serve import ServeOptions, load_agents, make_verifier
 from .serve import serve as run_serve
+from .serve import serve_on_stdio as run_serve_on_stdio
 from .submit import SubmitOptions, read_input
 from .submit import submit as run_submit
 from .terminal import complain, log_to_stderr
@@ -54,6 +55,7 @@ _Output = Annotated[Path | None, Parameter(name="--output")]
 _ReconnectSeconds = Annotated[float, Parameter(name="--reconnect-seconds")]
 
 _RECONNECT_SECONDS = 600.0
+_DEFAULT_PORT = 7777
 _LARGEST_PORT = 65_535
 # An option with its value, as the parser's messages quote it, up to the end of their sentence.
 _SECRET = re.compile(r"(--?[A-Za-z][\w-]*)=.*?(?=\.(?: Did you mean|$)|$)")
@@ -64,37 +66,62 @@ def serve(
     agents: Annotated[str, Parameter(name="MODULE:AGENTS")],
     /,
     *,
-    host: str = "127.0.0.1",
-    port: int = 7777,
+    host: str | None = None,
+    port: int | None = None,
     token: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     anonymous: Annotated[bool, _Flag] = False,
     allow_plaintext: Annotated[bool, _Flag] = False,
+    stdio: Annotated[bool, _Flag] = False,
+    principal: str | None = None,
     shutdown_seconds: float = 10.0,
     verbose: Annotated[bool, _Flag] = False,
 ) -> ExitCode:
-    """Serve your agents on a WebSocket port.
+    """Serve your agents on a WebSocket port, or over stdin and stdout.
 
     The first line on stdout is "listening on URL"; the log goes to stderr. SIGINT (control-C) and SIGTERM shut down
     in phases: every running job ends with its terminal event before the connections are closed. The exit code is 0
     then, and 70 where an agent refused to stop and had to be abandoned.
 
+    With --stdio nothing but the protocol is on stdout, one message a line, whatever the agents print: that goes to
+    stderr. The end of stdin shuts down as a signal does.
+
     Args:
         agents: An arcp_trio.Agents in a module that is installed or lies in the current directory, for example
             myagents:agents.
-        host: The address to listen on.
-        port: The port; 0 picks a free one.
+        host: The address to listen on; 127.0.0.1 if it is not given.
+        port: The port, 7777 if it is not given; 0 picks a free one.
         token: TOKEN=PRINCIPAL: who shows TOKEN is PRINCIPAL. May be given several times. Command lines show in
             process lists: the environment variable ARCP_TOKENS takes the same, with commas between.
         anonymous: Let everybody in, without tokens.
         allow_plaintext: Serve other machines without encryption, for example behind a proxy that does TLS.
+        stdio: Serve the program that starts this one, over stdin and stdout. It needs no token.
+        principal: With --stdio: who that program is; "stdio" if it is not given.
         shutdown_seconds: How long a shutdown may take.
         verbose: Log more.
     """
     log_to_stderr(logging.DEBUG if verbose else logging.INFO, server=True)
-    if not 0 <= port <= _LARGEST_PORT:
-        raise CommandError(f"--port: expected a number between 0 and {_LARGEST_PORT}, got {port}", ExitCode.USAGE)
     if not 0 <= shutdown_seconds < math.inf:
         raise CommandError(f"--shutdown-seconds: expected 0 or more, got {shutdown_seconds:g}", ExitCode.USAGE)
+    if stdio:
+        of_ports = {
+            "--host": host is not None,
+            "--port": port is not None,
+            "--token": token,
+            "--anonymous": anonymous,
+            "--allow-plaintext": allow_plaintext,
+        }
+        for option, given in of_ports.items():
+            if given:
+                raise CommandError(f"{option} is for a port: it does not go with --stdio", ExitCode.USAGE)
+        if principal is not None and not principal.strip():
+            raise CommandError("--principal: expected a name, got nothing", ExitCode.USAGE)
+        return trio.run(run_serve_on_stdio, agents, principal or "stdio", shutdown_seconds)
+    if principal is not None:
+        raise CommandError("--principal is for --stdio: on a port, tokens say who is who", ExitCode.USAGE)
+    host = "127.0.0.1" if host is None else host
+    port = _DEFAULT_PORT if port is None else port
+    if not 0 <= port <= _LARGEST_PORT:
+        raise CommandError(f"--port: expected a number between 0 and {_LARGEST_PORT}, got {port}", ExitCode.USAGE)
     verifier = make_verifier(token, os.environ, anonymous=anonymous)
     options = ServeOptions(host=host, port=port, allow_plaintext=allow_plaintext, shutdown_seconds=shutdown_seconds)
     return trio.run(run_serve, load_agents(agents), verifier, options)
@@ -108,6 +135,7 @@ def submit(
     *,
     url: _Url = DEFAULT_URL,
     token: _Token = None,
+    command: str | None = None,
     max_runtime_sec: float | None = None,
     output: _Output = None,
     reconnect_seconds: _ReconnectSeconds = _RECONNECT_SECONDS,
@@ -118,15 +146,18 @@ def submit(
 
     The result goes to stdout, everything else to stderr. A connection that is lost is got back, and no event is missed.
     Control-C asks whether to cancel the job: yes cancels it and shows how it ended; no, or no answer, leaves it
-    running ("arcp-trio watch" shows it again). Where nobody can be asked (stdin or stderr is no terminal, or with --json) it cancels. A second control-C
-    leaves at once. The exit code is 0 where the job succeeded, 1 where it did not or was refused, or the session was
-    lost, 2 for a wrong command line, 130 after control-C.
+    running ("arcp-trio watch" shows it again). Where nobody can be asked (stdin or stderr is no terminal, or with
+    --json), or with --command, it cancels. A second control-C leaves at once. The exit code is 0 where the job
+    succeeded, 1 where it did not or was refused, or the session was lost, 2 for a wrong command line, 130 after
+    control-C.
 
     Args:
         agent: The agent: NAME or NAME@VERSION.
         input: The job's input, as JSON; "-" reads it from stdin.
         url: Where the runtime is.
         token: Your token. Command lines show in process lists: better set ARCP_TOKEN.
+        command: Start the runtime with this, and speak over its stdin and stdout, in place of --url. It ends with the
+            job. For example "arcp-trio serve myagents:agents --stdio".
         max_runtime_sec: End the job as timed out after so many seconds.
         output: Write the result into this file.
         reconnect_seconds: How long a lost connection is tried to get back; 0 for not at all.
@@ -145,7 +176,13 @@ def submit(
     )
     if output is not None:
         check_output(output)
-    return trio.run(run_submit, Target(url=url, token=token, allow_plaintext=allow_plaintext), options)
+    target = Target(
+        url=url,
+        token=token,
+        command=None if command is None else read_command(command),
+        allow_plaintext=allow_plaintext,
+    )
+    return trio.run(run_submit, target, options)
 
 
 @app.command(sort_key=4, usage="Usage: arcp-trio watch JOB_ID [OPTIONS]", help_epilogue="")
@@ -208,8 +245,9 @@ def jobs(
 ) -> ExitCode:
     """List your jobs, oldest first.
 
-    Those that run, and those that have ended and are remembered. EVENTS counts what a job has sent. With --follow each new job, and each change of one, is another line, until
-    control-C; the exit code is 130 then, 1 where the runtime refused or was lost, 2 for a wrong command line.
+    Those that run, and those that have ended and are remembered. EVENTS counts what a job has sent. With --follow each
+    new job, and each change of one, is another line, until control-C; the exit code is 130 then, 1 where the runtime
+    refused or was lost, 2 for a wrong command line.
 
     Args:
         url: Where the runtime is.

@@ -80,15 +80,17 @@ class Follower:
 
         async def attend() -> bool | None:
             outcome: bool | None = None
+            failure: CommandError | None = None
             with trio.CancelScope() as self._scope:
                 try:
                     outcome = await body()
-                except CommandError:
-                    # What was shown before tells how it came to that.
-                    await self._flush()
-                    raise
+                except CommandError as exc:
+                    failure = exc
             if outcome is None:
+                # What was shown before tells how it came to that.
                 await self._flush()
+            if failure is not None:
+                raise failure
             return outcome
 
         return await run_beside(attend, self.view.run, partial(self._news.run, self._show_connection))
@@ -112,10 +114,13 @@ class Follower:
             job: It has not ended, as far as is known.
             cancels: Whether it is being cancelled.
         """
-        again = self._target.hint("watch", clean(job.job_id))
-        line = "the job is being cancelled; see it end with" if cancels else "the job goes on; see it again with"
+        if not self._target.is_shared:
+            line = "the job ends with the runtime that was started for it"
+        else:
+            what = "the job is being cancelled; see it end with" if cancels else "the job goes on; see it again with"
+            line = f"{what}: {self._target.hint('watch', clean(job.job_id))}"
         with trio.move_on_after(_LEAVE_SECONDS):
-            await self.view.note(f"{line}: {again}", label="detached")
+            await self.view.note(line, label="detached")
             await self.view.flush()
 
     @asynccontextmanager
@@ -155,8 +160,8 @@ class Follower:
         # Before its task is cancelled: a write that is left half done would mix with the next one.
         await self.view.flush()
         if lost is not None:
-            again = self._target.hint("watch", clean(job.job_id))
-            raise CommandError(f"{describe_lost(lost)}; {clean(job.job_id)} may still run: {again}") from lost
+            again = f": {self._target.hint('watch', clean(job.job_id))}" if self._target.is_shared else ""
+            raise CommandError(f"{describe_lost(lost)}; {clean(job.job_id)} may still run{again}") from lost
         try:
             return Ending(failure=None, result=await job.result())
         except ARCPError as exc:

@@ -131,14 +131,15 @@ class _Submission:
             there = f"; there are: {clean(', '.join(names))}" if names else ""
             raise CommandError(f"refused: {describe_error(exc)}{there}") from exc
         except (ConnectionLostError, ResumeWindowExpiredError) as exc:
-            raise CommandError(f"{describe_lost(exc)}; see: {self._target.hint('jobs')}") from exc
+            see = f"; see: {self._target.hint('jobs')}" if self._target.is_shared else ""
+            raise CommandError(f"{describe_lost(exc)}{see}") from exc
         except ARCPError as exc:
             raise CommandError(f"refused: {describe_refusal(exc, has_token=True)}") from exc
 
     async def _heed_interrupt(self, job: JobHandle) -> None:
         await self._interrupted.wait()
-        # With --json a program reads along, and what it started is expected to end with it.
-        if not self._options.as_json and can_ask():
+        # With --json a program reads along, and what it started is expected to end with it. So it is with a runtime.
+        if self._target.is_shared and not self._options.as_json and can_ask():
             answer = await self._ask(job)
             if answer is None:
                 return
