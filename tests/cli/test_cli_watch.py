@@ -4,8 +4,10 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cli.played import open_played_runtime
 from cli.processes import TOKEN, Gate, Server, open_command, open_server, open_terminal, run_command
 
 import arcp_trio
@@ -33,10 +35,9 @@ async def test_a_job_is_watched_to_its_end(tmp_path: Path, gate: Gate) -> None:
         await command.until("opened")
     lines = command.stderr.splitlines()
     assert lines[0] == f"watching    gated@1.0.0 as {job_id}, running"
-    assert lines[-2:] == ["info        after 99", "ended       success"] or lines[-3:-1] == [
-        "info        after 99",
-        "progress    3/3 steps",
-    ]
+    assert lines[1:3] == ["progress    1/3 steps", "info        before"]
+    assert "info        after 99" in lines
+    assert lines[-1] == "ended       success"
     assert command.stdout == '"opened"\n'
 
 
@@ -128,3 +129,54 @@ async def test_a_result_that_began_before_it_was_watched(tmp_path: Path, gate: G
         # With its history it is whole.
         done = await run_command("watch", job_id, **server.variables())
         assert (done.returncode, done.stdout) == (ExitCode.OK, "first second")
+
+
+def _budgeted(frame: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what is said of a job that has a budget, and spends of it."""
+    job_id = frame["payload"]["job_id"]
+    subscribed = {
+        "job_id": job_id,
+        "request_id": frame["id"],
+        "current_status": "running",
+        "agent": "spender@1.0.0",
+        "budget": {"USD": 5, "EUR": "1.50"},
+        "truncated_before": 7,
+    }
+    answers: list[dict[str, Any]] = [{"type": "job.subscribed", "payload": subscribed}]
+    for number, left in enumerate((4.5, 0.25), start=1):
+        metric = {"name": "cost.budget.remaining", "value": left, "unit": "USD"}
+        event = {"kind": "metric", "ts": "2026-05-13T19:42:13.000Z", "body": metric}
+        answers.append({"type": "job.event", "job_id": job_id, "event_seq": number, "payload": event})
+    result = {"job_id": job_id, "final_status": "success", "result": None}
+    return [*answers, {"type": "job.result", "job_id": job_id, "event_seq": 3, "payload": result}]
+
+
+async def test_what_is_left_of_a_budget() -> None:
+    async with open_played_runtime({"job.subscribe": _budgeted}) as url:
+        done = await run_command("watch", "job_1", "--url", url)
+        assert done.returncode == ExitCode.OK, done.stderr
+        assert done.stderr.splitlines() == [
+            "watching    spender@1.0.0 as job_1, running, 5 USD, 1.50 EUR left",
+            "-           its events before number 7 are kept no longer",
+            "metric      cost.budget.remaining = 4.5 USD",
+            "metric      cost.budget.remaining = 0.25 USD",
+            "ended       success",
+        ]
+        done = await run_command("watch", "job_1", "--json", "--url", url)
+        watching = json.loads(done.stdout.splitlines()[0])
+        assert (watching["budget"], watching["truncated_before"]) == ({"USD": 5, "EUR": "1.50"}, 7)
+
+        async with open_terminal("watch", "job_1", "--url", url, COLUMNS="120") as terminal:
+            assert await terminal.ended() == ExitCode.OK
+    # On the bar, not a line for each expense.
+    assert "0.25 USD, 1.50 EUR left" in terminal.text
+    assert "cost.budget.remaining" not in terminal.text
+
+
+async def test_a_runtime_without_subscriptions() -> None:
+    async with open_played_runtime({}, features=["list_jobs"]) as url:
+        for arguments in (("watch", "job_1"), ("jobs", "--follow")):
+            done = await run_command(*arguments, "--url", url)
+            assert (done.returncode, done.stdout) == (ExitCode.FAILED, "")
+            assert done.stderr.count("\n") == 1
+            assert "subscribe" in done.stderr
