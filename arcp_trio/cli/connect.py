@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,12 +13,15 @@ import attrs
 from ..client.client import Client
 from ..client.opening import open_client
 from ..client.process import open_process_client
+from ..client.reconnect import Reconnect
 from ..limits import ClientLimits
 from ..wire.errors import ARCPError
 from .errors import CommandError, ExitCode, describe_refusal
 from .text import clean
 
-__all__ = ["CLIENT_LIMITS", "Target", "open_session", "read_command"]
+__all__ = ["CLIENT_LIMITS", "DEFAULT_URL", "Target", "open_session", "read_command"]
+
+DEFAULT_URL = "ws://127.0.0.1:7777/arcp"
 
 CLIENT_LIMITS = ClientLimits(close_seconds=0.5, exit_seconds=5.0, terminate_seconds=1.0)
 """Who presses control-C twice does not wait longer for a runtime that does not answer a goodbye, or does not end."""
@@ -40,6 +44,20 @@ class Target:
     token: str | None = attrs.field(default=None, repr=False)
     command: tuple[str, ...] | None = attrs.field(default=None, repr=False)
     allow_plaintext: bool = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the runtime, and with it a job, goes on without this command."""
+        return self.command is None
+
+    def hint(self, *words: str) -> str:
+        """Return another command for the same runtime, to be typed in the same shell; it holds no token."""
+        line = ["arcp-trio", *words]
+        if self.url not in (DEFAULT_URL, os.environ.get("ARCP_URL")):
+            line += ["--url", self.url]
+        if self.allow_plaintext:
+            line.append("--allow-plaintext")
+        return clean(shlex.join(line))
 
 
 def read_command(text: str) -> tuple[str, ...]:
@@ -73,12 +91,16 @@ def _check_url(url: str) -> None:
 
 
 @asynccontextmanager
-async def open_session(target: Target, *, name: str) -> AsyncGenerator[Client, None]:
+async def open_session(
+    target: Target, *, name: str, reconnect: Reconnect | None = None
+) -> AsyncGenerator[Client, None]:
     """Open a session with the runtime that the user named.
 
     Args:
         target: Where, and with what token.
         name: How the client names itself.
+        reconnect: How a connection that is lost is got back; ``None``: not at all, and so it is with a runtime that
+            was started.
 
     Raises:
         CommandError: It cannot be opened; the message says why.
@@ -92,8 +114,14 @@ async def open_session(target: Target, *, name: str) -> AsyncGenerator[Client, N
         opening = open_process_client(target.command, token=token, name=name, limits=CLIENT_LIMITS)
     else:
         _check_url(target.url)
-        plaintext = target.allow_plaintext
-        opening = open_client(target.url, token=token, name=name, limits=CLIENT_LIMITS, allow_plaintext=plaintext)
+        opening = open_client(
+            target.url,
+            token=token,
+            name=name,
+            limits=CLIENT_LIMITS,
+            reconnect=reconnect,
+            allow_plaintext=target.allow_plaintext,
+        )
     async with AsyncExitStack() as stack:
         try:
             client = await stack.enter_async_context(opening)
