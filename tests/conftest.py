@@ -7,6 +7,7 @@ A run of the whole suite compares the README's generated parts with what it has 
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def _no_impossible_message(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No test may bring a message where the lifecycle's table says that it cannot come."""
     yield
     assert not [record.getMessage() for record in caplog.records if "cannot come in" in record.getMessage()]
+
+
+def pytest_configure() -> None:
+    # A shell starts what runs in its background with SIGINT ignored, and then control-C cannot be shown.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

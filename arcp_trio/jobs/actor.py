@@ -363,7 +363,9 @@ class JobActor:
         self._mailbox.post(GraceElapsed())
 
     def _disown_agent(self, _: Message) -> None:
-        self.services.disowned(self, True)
+        # It may have ended while the message was on its way: then there is nobody to wait for.
+        if not self._agent_over:
+            self.services.disowned(self, True)
 
     def _tear_down(self, _: Message) -> None:
         """Release what the job holds. Between the decision and the publication, once."""

@@ -412,6 +412,25 @@ async def test_an_agent_that_ignores_its_cancel_is_disowned(
     assert script.left == 1
 
 
+async def test_an_agent_that_ends_in_the_very_turn_of_its_grace_is_not_disowned_for_ever(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Whichever of the two is first: who is named as disowned holds the runtime."""
+    for _ in range(30):
+        script = Script()
+        async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+            job_id = await client.submit("stubborn")
+            await trio.testing.wait_all_tasks_blocked()
+            (actor,) = runtime._directory.actors()
+            await client.request("job.cancel", {"job_id": job_id})
+            await client.settle()
+            actor._grace_elapsed()
+            script.gate.set()
+            await client.settle()
+            assert [frame["payload"]["code"] for frame in terminals(client.received)] == ["CANCELLED"]
+            assert runtime.statistics().disowned_agents == ()
+
+
 @pytest.mark.requirement("P7.11")
 async def test_what_a_disowned_agent_emits_reaches_nobody(autojump_clock: trio.testing.MockClock) -> None:
     agents = arcp_trio.Agents()
