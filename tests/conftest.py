@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import Script
-from requirements import REQUIREMENTS
+from requirements import REQUIREMENTS, conformance_table
 from wire.schema_check import check_exchanged
 
 from arcp_trio.jobs.lifecycle import render_table
@@ -62,19 +62,6 @@ def pytest_runtest_makereport(
     return report
 
 
-def conformance_table() -> str:
-    lines = ["| | requirement | shown |", "|---|---|---|"]
-    for number, (text, missing) in REQUIREMENTS.items():
-        if number in _failed or number not in _shown:
-            answer = "not yet"
-        elif missing:
-            answer = f"partly: {missing}"
-        else:
-            answer = "yes"
-        lines.append(f"| {number} | {text} | {answer} |")
-    return "\n".join(lines) + "\n"
-
-
 def replace_part(text: str, name: str, content: str) -> str:
     """Return ``text`` with what stands between the two comments of ``name`` replaced."""
     pattern = re.compile(rf"(<!-- {name}:[^>]*-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
@@ -97,7 +84,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     text = README.read_text()
     wanted = replace_part(text, "lifecycle", render_table())
-    wanted = replace_part(wanted, "conformance", conformance_table())
+    wanted = replace_part(wanted, "conformance", conformance_table(_shown, _failed))
     unknown = {number for number in _shown if number.startswith("P")} - REQUIREMENTS.keys()
     reporter = config.pluginmanager.getplugin("terminalreporter")
     for problem in check_exchanged():

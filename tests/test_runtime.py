@@ -204,6 +204,7 @@ async def test_ten_thousand_jobs_leave_nothing_behind(autojump_clock: trio.testi
         assert not runtime._directory._running
 
 
+@pytest.mark.requirement("P5.3a", "L06")
 async def test_one_event_is_encoded_once_however_many_follow(script: Script) -> None:
     """And a terminal event once more for each dialect that wants it otherwise."""
     from arcp_trio.jobs import feed as feed_module

@@ -522,6 +522,31 @@ async def test_the_seed_of_this_project(script: Script) -> None:
         assert (await last_of(client, other))["event_seq"] == 2
 
 
+@pytest.mark.requirement("P7.7", "L14")
+@pytest.mark.parametrize("status", ["success", "error", "cancelled", "timed_out"])
+async def test_a_terminal_state_has_one_name_wherever_it_is_told(
+    script: Script, status: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """In the event, in the answer to a late cancel, in the record and in the client's handle."""
+    agent = {"success": "echo", "error": "fail"}.get(status, "sleep")
+    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+        job_id = await client.submit(agent, max_runtime_sec=5)
+        if status == "cancelled":
+            await client.request("job.cancel", {"job_id": job_id})
+        assert (await last_of(client, job_id))["payload"]["final_status"] == status
+        await client.request("job.cancel", {"job_id": job_id})
+        assert (await client.receive_until("x-arcp-trio.reply"))["payload"]["job_status"] == status
+        record = runtime._directory.find(job_id)
+        assert record is not None
+        assert record.status == status
+        async with runtime.open_session(principal="me") as embedded:
+            job = await embedded.submit(agent, max_runtime_sec=5)
+            if status == "cancelled":
+                await job.cancel()
+            await job.wait_ended()
+            assert job.status == status
+
+
 @pytest.mark.requirement("P7.14")
 async def test_a_late_cancel_is_silent_to_a_client_that_knows_no_replies(script: Script) -> None:
     from helpers import make_hello
