@@ -14,6 +14,15 @@ import trio.testing
 from helpers import Frame, RawClient, Script, open_raw, terminals
 
 import arcp_trio
+from arcp_trio.jobs.lifecycle import (
+    Cancel,
+    DeadlinePassed,
+    FinalStatus,
+    LeaseExpired,
+    Outcome,
+    ParentStopping,
+    RuntimeClosing,
+)
 from arcp_trio.wire.errors import BudgetExhaustedError, LeaseExpiredError
 from arcp_trio.wire.ids import IdFactory
 from arcp_trio.wire.timestamps import WallClock
@@ -377,6 +386,82 @@ async def test_max_runtime(script: Script, autojump_clock: trio.testing.MockCloc
         payload = (await last_of(client, job_id))["payload"]
         assert (payload["code"], payload["final_status"], payload["retryable"]) == ("TIMEOUT", "timed_out", True)
         assert trio.current_time() - started == pytest.approx(5)
+
+
+def causes_of_an_end(until: float) -> dict[str, Any]:
+    """Return what stops a job, each with an outcome of its own, as its sender posts it."""
+    kinds = {
+        "cancel": (Cancel, FinalStatus.CANCELLED),
+        "deadline": (DeadlinePassed, FinalStatus.TIMED_OUT),
+        "lease": (LeaseExpired, FinalStatus.ERROR),
+        "parent": (ParentStopping, FinalStatus.CANCELLED),
+        "closing": (RuntimeClosing, FinalStatus.ERROR),
+    }
+    return {
+        name: kind(until, Outcome(final_status=status, code="INTERNAL_ERROR", message=name))
+        for name, (kind, status) in kinds.items()
+    }
+
+
+@pytest.mark.requirement("P7.8a", "P7.10", "P7.13")
+@pytest.mark.parametrize("cause", ["cancel", "deadline", "lease", "parent", "closing"])
+async def test_whatever_stops_a_job_its_agent_has_until_its_grace_is_over(
+    script: Script, cause: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+        job_id = await client.submit("stubborn")
+        await trio.testing.wait_all_tasks_blocked()
+        (actor,) = runtime._directory.actors()
+        now = trio.current_time()
+        actor._mailbox.post(causes_of_an_end(now + 4)[cause])
+        payload = (await last_of(client, job_id))["payload"]
+        assert (payload["message"], trio.current_time() - now) == (cause, pytest.approx(4))
+        assert len(runtime.statistics().disowned_agents) == 1
+        script.gate.set()
+
+
+@pytest.mark.requirement("P9.6", "P10.3")
+@pytest.mark.parametrize(("cause", "seconds"), [("lease", 4), ("parent", 4), ("closing", 4), ("deadline", 20)])
+async def test_a_grace_that_runs_is_shortened_by_what_is_above(
+    script: Script, cause: str, seconds: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A deadline is not; and what decided first stands. A second, later bound lengthens nothing."""
+    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+        job_id = await client.submit("stubborn")
+        await trio.testing.wait_all_tasks_blocked()
+        (actor,) = runtime._directory.actors()
+        now = trio.current_time()
+        actor._mailbox.post(causes_of_an_end(now + 20)["cancel"])
+        await trio.testing.wait_all_tasks_blocked()
+        timers = runtime.statistics().timers
+        for until in (now + 4, now + 10):
+            actor._mailbox.post(causes_of_an_end(until)[cause])
+            await trio.testing.wait_all_tasks_blocked()
+        # The timer of the grace was moved, not joined by others.
+        assert runtime.statistics().timers == timers
+        payload = (await last_of(client, job_id))["payload"]
+        assert (payload["message"], trio.current_time() - now) == ("cancel", pytest.approx(seconds))
+        script.gate.set()
+
+
+@pytest.mark.requirement("P7.15", "L08")
+@pytest.mark.parametrize("cause", ["cancel", "lease", "parent", "closing"])
+async def test_what_ends_a_pending_job_ends_it_before_its_agent(script: Script, cause: str) -> None:
+    async with arcp_trio.open_runtime(script.agents) as runtime:
+        original = runtime._start_job
+
+        def start_and_end(spec: Any, accept: Any) -> Any:
+            actor = original(spec, accept)
+            actor._mailbox.post(causes_of_an_end(trio.current_time() + 5)[cause])
+            return actor
+
+        object.__setattr__(runtime._session_services, "start_job", start_and_end)
+        async with open_raw(runtime) as client:
+            job_id = await client.submit("sleep")
+            assert (await last_of(client, job_id))["payload"]["message"] == cause
+        statistics = runtime.statistics()
+        assert (statistics.terminals_published, statistics.tear_downs, statistics.bugs) == (1, 1, 0)
+    assert script.entered == 0
 
 
 @pytest.mark.requirement("L09")

@@ -217,9 +217,15 @@ def test_a_shutdown_shortens_a_grace_and_never_lengthens_it() -> None:
     # A grace bounds an agent, and a job that never started has none.
     for message in (Cancel(30.0, CANCELLED), LeaseExpired(1.0, EXPIRED)):
         assert apply(PENDING, message)[0].until is None
-    assert apply(PENDING, RuntimeClosing(10.0, CLOSING))[0].until == 10.0
-    bounded, _ = apply(ending, ParentStopping(5.0, PARENT))
-    assert (bounded.until, bounded.outcome) == (5.0, CANCELLED)
+    # What stops a job from above bounds its tear-down too, whenever it comes; what expires does not.
+    for above in (RuntimeClosing(10.0, CLOSING), ParentStopping(10.0, PARENT)):
+        assert apply(PENDING, above)[0].until == 10.0
+        assert apply(stopping, above)[0].until == 10.0
+        bounded, _ = apply(ending, above)
+        assert (bounded.until, bounded.outcome) == (10.0, CANCELLED)
+    assert apply(stopping, LeaseExpired(1.0, EXPIRED))[0].until == 1.0
+    assert apply(ending, LeaseExpired(1.0, EXPIRED))[0] is ending
+    assert apply(stopping, DeadlinePassed(1.0, TIMED_OUT))[0] is stopping
 
 
 def test_the_drawing_has_every_cell() -> None:
