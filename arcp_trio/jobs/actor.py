@@ -313,12 +313,12 @@ class JobActor:
     def _start_agent(self, _: Message) -> None:
         self._scope = trio.CancelScope()
         self._context = JobContext(self)
-        self._agent_over = False
         if self.max_runtime_sec is not None:
             self._deadline = self.services.timers.call_at(
                 trio.current_time() + self.max_runtime_sec, self._deadline_passed
             )
         self.services.spawn_agent(self._run_agent, f"agent {self.agent.resolved} of {self.job_id}")
+        self._agent_over = False
 
     @trio.lowlevel.enable_ki_protection
     async def _run_agent(self) -> None:
@@ -368,6 +368,10 @@ class JobActor:
             self.services.disowned(self, True)
 
     def _tear_down(self, _: Message) -> None:
+        self._release()
+        self._mailbox.post(TornDown())
+
+    def _release(self) -> None:
         """Release what the job holds. Between the decision and the publication, once."""
         self.services.counters.torn_down += 1
         for timer in (self._deadline, self._grace):
@@ -375,7 +379,6 @@ class JobActor:
                 timer.cancel()
         self._deadline = self._grace = None
         self.input = None
-        self._mailbox.post(TornDown())
 
     def _publish(self, _: Message) -> None:
         """Make the outcome visible: to every follower, to the directory, to whoever waits. One step."""
@@ -426,6 +429,11 @@ class JobActor:
         """End a job whose actor failed or was cancelled: the terminal event goes out all the same."""
         if self._scope is not None:
             self._scope.cancel(reason="its actor failed")
+        if self.state.phase is not Phase.ENDING:
+            self._release()
+        if not self._agent_over:
+            # It gets no grace: there is no actor to wait for it.
+            self.services.disowned(self, True)
         outcome = self.state.outcome or internal_error("the runtime failed to run the job")
         self.state = State(Phase.ENDED, outcome)
         if not self.feed.closed:

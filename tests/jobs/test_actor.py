@@ -806,6 +806,60 @@ async def test_a_bug_in_an_actor_ends_its_job_and_no_other(
     assert any(record.levelno == logging.ERROR and "a bug" in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.requirement("P7.8", "L25")
+@pytest.mark.parametrize(
+    ("agent", "when"),
+    [("sleep", "at the cancel"), ("stubborn", "at the cancel"), ("stubborn", "behind the decision")],
+)
+async def test_a_bug_in_an_actor_while_its_agent_runs(
+    script: Script, agent: str, when: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The agent is stopped, nothing stays behind, who waits is answered, and what was decided stands."""
+    from arcp_trio.jobs import actor as module
+
+    original = module.apply
+
+    def broken(state: Any, message: Any) -> Any:
+        if type(message) is (Cancel if when == "at the cancel" else LeaseExpired):
+            raise RuntimeError("a bug")
+        return original(state, message)
+
+    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+        job_id = await client.submit(agent, max_runtime_sec=1000)
+        await trio.testing.wait_all_tasks_blocked()
+        (actor,) = runtime._directory.actors()
+        monkeypatch.setattr(module, "apply", broken)
+        await client.send(client.make("job.cancel", {"job_id": job_id}), client.make("job.cancel", {"job_id": job_id}))
+        if when == "behind the decision":
+            await client.receive_until("job.cancelled")
+            actor._mailbox.post(causes_of_an_end(trio.current_time())["lease"])
+        payload = (await last_of(client, job_id))["payload"]
+        assert payload["code"] == ("INTERNAL_ERROR" if when == "at the cancel" else "CANCELLED")
+        assert client.received[-1]["type"] == "x-arcp-trio.reply"
+        assert client.received[-1]["payload"]["job_status"] == payload["final_status"]
+        statistics = runtime.statistics()
+        # The record's retention is the only deadline that is left.
+        assert (statistics.jobs_running, statistics.tear_downs, statistics.bugs, statistics.timers) == (0, 1, 1, 1)
+        assert len(statistics.disowned_agents) == (agent == "stubborn")
+        script.gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (script.left, runtime.statistics().disowned_agents) == (1, ())
+        await trio.sleep(2000)
+        assert await client.settle() == []
+
+
+@pytest.mark.requirement("P7.8", "L25")
+async def test_an_actor_that_is_cancelled_still_ends_its_job(script: Script) -> None:
+    """Nothing in the runtime does that; were it done, the terminal event would go out all the same."""
+    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+        job_id = await client.submit("sleep")
+        await client.settle()
+        runtime._actor_nursery.cancel_scope.cancel()
+        assert (await last_of(client, job_id))["payload"]["code"] == "INTERNAL_ERROR"
+        assert (runtime.statistics().terminals_published, runtime.statistics().tear_downs) == (1, 1)
+    assert script.left == 1
+
+
 @pytest.mark.requirement("P7.3", "P5.6")
 async def test_inputs_and_results_pass_through_as_they_are(script: Script) -> None:
     values = [None, True, 0, -1, 2**53 + 1, 2**80, 1.5, "", "é\U0001f600", [], {}, {"": [None, {"a": [1.0]}]}, [[]] * 5]
