@@ -339,6 +339,7 @@ async def interrupted_program(seen: list[arcp_trio.Runtime]) -> None:
     ("files", "runs"),
     [
         (FILES, 120),
+        (("jobs/actor.py",), 10_000),
         (("jobs/feed.py", "sessions/stream.py"), 10_000),
         (("jobs/mailbox.py", "jobs/directory.py"), 10_000),
     ],

@@ -203,6 +203,7 @@ PIECES: list[list[Any]] = [
     [b"hello ", b"world \x00\xff"],
     [bytes(range(256)) * 5000],
     [bytearray(b"buffer"), memoryview(b"-view-")[1:5]],
+    [memoryview(b"v.i.e.w.")[::2], memoryview(b"backwards")[::-1], memoryview(bytes(range(12))).cast("B", (3, 4))],
 ]
 
 
