@@ -497,6 +497,28 @@ async def test_an_agent_that_ignores_its_cancel_is_disowned(
     assert script.left == 1
 
 
+@pytest.mark.requirement("P7.11", "P7.13")
+async def test_an_agent_may_speak_within_its_grace(autojump_clock: trio.testing.MockClock) -> None:
+    """What it says while it cleans up stands between the acknowledgement and the terminal event."""
+    agents = arcp_trio.Agents()
+
+    @agents.register("tidy")
+    async def tidy(job: arcp_trio.JobContext, value: Any) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await job.log("info", "tidying up")
+
+    async with arcp_trio.open_runtime(agents) as runtime, open_raw(runtime) as client:
+        job_id = await client.submit("tidy")
+        await client.settle()
+        await client.request("job.cancel", {"job_id": job_id})
+        await last_of(client, job_id)
+        types = [frame["type"] for frame in client.received if frame.get("job_id") == job_id]
+        assert types == ["job.accepted", "job.cancelled", "job.event", "job.error"]
+
+
 async def test_an_agent_that_ends_in_the_very_turn_of_its_grace_is_not_disowned_for_ever(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
