@@ -378,7 +378,6 @@ class JobActor:
             if timer is not None:
                 timer.cancel()
         self._deadline = self._grace = None
-        self.input = None
 
     def _publish(self, _: Message) -> None:
         """Make the outcome visible: to every follower, to the directory, to whoever waits. One step."""
