@@ -22,6 +22,7 @@ from arcp_trio.jobs.lifecycle import (
     Outcome,
     ParentStopping,
     RuntimeClosing,
+    TornDown,
 )
 from arcp_trio.wire.errors import BudgetExhaustedError, LeaseExpiredError
 from arcp_trio.wire.ids import IdFactory
@@ -313,7 +314,7 @@ async def test_nothing_is_emitted_between_the_decision_and_the_publication(
 ) -> None:
     """A tear-down may take its time: an agent that has had its own says nothing more."""
     from arcp_trio.jobs.actor import JobActor
-    from arcp_trio.jobs.lifecycle import Phase, TornDown
+    from arcp_trio.jobs.lifecycle import Phase
 
     async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
         job_id = await client.submit("gate")
@@ -831,7 +832,12 @@ async def test_a_bug_in_an_actor_ends_its_job_and_no_other(
 @pytest.mark.requirement("P7.8", "L25")
 @pytest.mark.parametrize(
     ("agent", "when"),
-    [("sleep", "at the cancel"), ("stubborn", "at the cancel"), ("stubborn", "behind the decision")],
+    [
+        ("sleep", "at the cancel"),
+        ("stubborn", "at the cancel"),
+        ("stubborn", "behind the decision"),
+        ("sleep", "behind the tear-down"),
+    ],
 )
 async def test_a_bug_in_an_actor_while_its_agent_runs(
     script: Script, agent: str, when: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
@@ -842,7 +848,7 @@ async def test_a_bug_in_an_actor_while_its_agent_runs(
     original = module.apply
 
     def broken(state: Any, message: Any) -> Any:
-        if type(message) is (Cancel if when == "at the cancel" else LeaseExpired):
+        if type(message) is {"at the cancel": Cancel, "behind the decision": LeaseExpired}.get(when, TornDown):
             raise RuntimeError("a bug")
         return original(state, message)
 
@@ -868,6 +874,39 @@ async def test_a_bug_in_an_actor_while_its_agent_runs(
         assert (script.left, runtime.statistics().disowned_agents) == (1, ())
         await trio.sleep(2000)
         assert await client.settle() == []
+
+
+@pytest.mark.requirement("P7.14", "L25")
+async def test_a_cancel_that_lies_behind_a_bug_is_answered(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    from arcp_trio.jobs import actor as module
+
+    original = module.apply
+
+    def broken(state: Any, message: Any) -> Any:
+        if type(message) is LeaseExpired:
+            raise RuntimeError("a bug")
+        return original(state, message)
+
+    answers: list[str] = []
+
+    class Request:
+        reason = None
+
+        def acknowledge(self) -> None:
+            raise AssertionError
+
+        def refuse(self, job_status: str) -> None:
+            answers.append(job_status)
+
+    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+        job_id = await client.submit("sleep")
+        await client.settle()
+        (actor,) = runtime._directory.actors()
+        monkeypatch.setattr(module, "apply", broken)
+        actor._mailbox.post(causes_of_an_end(0)["lease"])
+        actor.request_cancel(Request())
+        await last_of(client, job_id)
+        assert answers == ["error"]
 
 
 @pytest.mark.requirement("P7.8", "L25")
