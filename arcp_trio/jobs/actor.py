@@ -296,7 +296,7 @@ class JobActor:
             logger.exception("job %s: a bug in its actor", self.job_id)
             self.services.counters.bugs += 1
         finally:
-            if self.state.phase is not Phase.ENDED:
+            if self.services.directory.find(self.job_id) is self:
                 self._end_by_force()
             self._drain()
 
@@ -387,7 +387,11 @@ class JobActor:
         services.counters.published += 1
         timestamp = services.clock.timestamp()
         self.feed.publish_terminal(outcome, timestamp=timestamp)
-        services.directory.finish(
+        self._retire(outcome, timestamp)
+
+    def _retire(self, outcome: Outcome, timestamp: str) -> None:
+        """Leave a record in the place of the actor, and answer who has waited for that."""
+        self.services.directory.finish(
             JobRecord(
                 job_id=self.job_id,
                 agent=self.agent.resolved,
@@ -428,7 +432,7 @@ class JobActor:
         """End a job whose actor failed or was cancelled: the terminal event goes out all the same."""
         if self._scope is not None:
             self._scope.cancel(reason="its actor failed")
-        if self.state.phase is not Phase.ENDING:
+        if self.state.phase not in (Phase.ENDING, Phase.ENDED):
             self._release()
         if not self._agent_over:
             # It gets no grace: there is no actor to wait for it.
@@ -437,6 +441,9 @@ class JobActor:
         self.state = State(Phase.ENDED, outcome)
         if not self.feed.closed:
             self._publish(TornDown())
+        else:
+            # Publishing itself has failed: not again, but who waits for the job's end must not wait for ever.
+            self._retire(outcome, self.services.clock.timestamp())
 
     _EFFECTS: ClassVar[Mapping[Effect, Callable[[Any, Message], None]]] = {
         Effect.START_AGENT: _start_agent,

@@ -339,6 +339,11 @@ async def test_nothing_is_emitted_between_the_decision_and_the_publication(
             assert actor.status == "running"
             with pytest.raises(arcp_trio.JobEndedError):
                 actor.append_event("log", b"{}", None)
+            # No agent is left that a grace could bound: no deadline is set for one.
+            timers = runtime.statistics().timers
+            held(actor._mailbox, causes_of_an_end(trio.current_time() + 1)["closing"])
+            await client.settle()
+            assert (actor.state.phase, runtime.statistics().timers) == (Phase.ENDING, timers)
         finally:
             type(actor._mailbox).post = held  # type: ignore[method-assign]
         original(posted[0])
@@ -874,6 +879,68 @@ async def test_a_bug_in_an_actor_while_its_agent_runs(
         assert (script.left, runtime.statistics().disowned_agents) == (1, ())
         await trio.sleep(2000)
         assert await client.settle() == []
+
+
+@pytest.mark.requirement("P7.8", "Z07")
+@pytest.mark.parametrize("agent", ["sleep", "siblings"])
+async def test_an_agent_that_is_cancelled_by_other_than_its_scope_ends_its_job(
+    script: Script, agent: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing in the runtime does that; its cancellation is nobody's error, and goes where it came from."""
+
+    @script.agents.register("siblings")
+    async def siblings(job: arcp_trio.JobContext, value: Any) -> None:
+        caught: list[BaseException] = []
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled as exc:
+            caught.append(exc)
+        raise BaseExceptionGroup("siblings that were stopped", caught)
+
+    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+        job_id = await client.submit(agent)
+        await client.settle()
+        runtime._agent_nursery.cancel_scope.cancel()
+        payload = (await last_of(client, job_id))["payload"]
+        assert (payload["code"], payload["message"]) == ("INTERNAL_ERROR", "the runtime is shutting down")
+        assert (runtime.statistics().terminals_published, runtime.statistics().bugs) == (1, 0)
+    assert caplog.records == []
+
+
+async def test_an_input_is_its_agents_alone(script: Script) -> None:
+    """What may be megabytes is not kept for as long as a job runs."""
+    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+        await client.submit("gate", ["a large input"])
+        await client.settle()
+        (actor,) = runtime._directory.actors()
+        assert actor.input is None
+        script.gate.set()
+
+
+@pytest.mark.requirement("L25")
+async def test_a_bug_while_the_terminal_event_is_handed_out(
+    script: Script, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It is not handed out again, and the job is over for all who ask and wait."""
+    from arcp_trio.jobs.feed import TerminalEntry
+    from arcp_trio.sessions.session import Session
+
+    original = Session.append
+
+    def broken(self: Session, entry: Any) -> None:
+        original(self, entry)
+        assert not isinstance(entry, TerminalEntry), "a bug"
+
+    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+        job_id = await client.submit("gate")
+        monkeypatch.setattr(Session, "append", broken)
+        script.gate.set()
+        assert (await last_of(client, job_id))["type"] == "job.result"
+        statistics = runtime.statistics()
+        assert (statistics.jobs_running, statistics.terminals_published, statistics.tear_downs) == (0, 1, 1)
+        assert statistics.bugs == 1
+        await client.request("job.cancel", {"job_id": job_id})
+        assert (await client.receive())["payload"]["job_status"] == "success"
 
 
 @pytest.mark.requirement("P7.14", "L25")
