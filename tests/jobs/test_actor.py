@@ -120,6 +120,12 @@ class Custom(arcp_trio.ARCPError):
             False,
             None,
         ),
+        (
+            ExceptionGroup("nested", [ExceptionGroup("inner", [arcp_trio.DuplicateKeyError("no")])]),
+            "DUPLICATE_KEY",
+            False,
+            None,
+        ),
         (arcp_trio.InvalidRequestError("no", details={"x": {1, 2}}), "INVALID_REQUEST", False, None),
     ],
 )
@@ -941,6 +947,59 @@ async def test_a_bug_while_the_terminal_event_is_handed_out(
         assert statistics.bugs == 1
         await client.request("job.cancel", {"job_id": job_id})
         assert (await client.receive())["payload"]["job_status"] == "success"
+
+
+@pytest.mark.requirement("E05", "Z07")
+async def test_control_c_reaches_an_agents_own_code_and_nothing_else_of_its_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from arcp_trio.jobs.mailbox import Mailbox
+    from arcp_trio.sessions.session import Session
+
+    protected: dict[str, bool] = {}
+    append, post = Session.append, Mailbox.post
+
+    def note_append(self: Session, entry: Any) -> None:
+        protected[type(entry).__name__] = trio.lowlevel.currently_ki_protected()
+        append(self, entry)
+
+    def note_post(self: Mailbox, message: Any) -> None:
+        protected[type(message).__name__] = trio.lowlevel.currently_ki_protected()
+        post(self, message)
+
+    monkeypatch.setattr(Session, "append", note_append)
+    monkeypatch.setattr(Mailbox, "post", note_post)
+    agents = arcp_trio.Agents()
+
+    @agents.register("look")
+    async def look(job: arcp_trio.JobContext, value: Any) -> None:
+        await job.log("info", "an event")
+        protected["the agent"] = trio.lowlevel.currently_ki_protected()
+
+    async with arcp_trio.open_runtime(agents) as runtime, open_raw(runtime) as client:
+        await last_of(client, await client.submit("look"))
+    assert protected.pop("the agent") is False
+    assert protected == {"EventEntry": True, "AgentEnded": True, "TornDown": True, "TerminalEntry": True}
+
+
+@pytest.mark.requirement("E05", "Z07")
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        BaseExceptionGroup("tasks", [ValueError("v"), BaseExceptionGroup("x", [KeyboardInterrupt()])]),
+    ],
+    ids=["alone", "in a group"],
+)
+async def test_an_agents_control_c_is_the_programs(script: Script, error: BaseException) -> None:
+    script.error = error
+    with pytest.raises(KeyboardInterrupt):
+        async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+            job_id = await client.submit("fail")
+            payload = (await last_of(client, job_id))["payload"]
+            assert (payload["code"], payload["message"]) == ("INTERNAL_ERROR", "the runtime was interrupted")
+            await trio.sleep_forever()
+    assert runtime.statistics().terminals_published == 1
 
 
 @pytest.mark.requirement("P7.14", "L25")
