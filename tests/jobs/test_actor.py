@@ -141,6 +141,29 @@ async def test_an_arcp_error_of_an_agent_keeps_what_it_is(
     assert payload.get("details") == details
 
 
+@pytest.mark.requirement("P7.9", "P4.4")
+@pytest.mark.parametrize(
+    ("error", "message", "details"),
+    [
+        (arcp_trio.InvalidRequestError("\ud800"), "'\\ud800'", None),
+        (arcp_trio.InvalidRequestError(""), "INVALID_REQUEST", None),
+        (arcp_trio.InvalidRequestError("x" * 10**6), "x" * 16 * 1024, None),
+        (arcp_trio.InvalidRequestError("large", details={"x": "y" * 10**6}), "large", None),
+        (arcp_trio.InvalidRequestError("odd", details={"x": "\udfff"}), "odd", None),
+        (arcp_trio.InvalidRequestError("fits", details={"x": "y" * 1000}), "fits", {"x": "y" * 1000}),
+    ],
+    ids=["no unicode", "empty", "long", "large details", "odd details", "details"],
+)
+async def test_what_an_error_says_always_fits_its_frame(
+    script: Script, error: arcp_trio.ARCPError, message: str, details: dict[str, Any] | None
+) -> None:
+    script.error = error
+    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+        payload = (await last_of(client, await client.submit("fail")))["payload"]
+        assert (payload["code"], payload["message"], payload.get("details")) == ("INVALID_REQUEST", message, details)
+        assert runtime.statistics().bugs == 0
+
+
 @pytest.mark.requirement("E05", "Z07")
 @pytest.mark.parametrize(
     "error",
