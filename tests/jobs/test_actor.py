@@ -172,6 +172,7 @@ async def test_what_an_error_says_always_fits_its_frame(
         SystemExit(3),
         asyncio.CancelledError(),
         ExceptionGroup("mixed", [ValueError("a"), arcp_trio.PermissionDeniedError("b")]),
+        ExceptionGroup("two codes", [arcp_trio.DuplicateKeyError("a"), arcp_trio.PermissionDeniedError("b")]),
         BaseExceptionGroup("mixed", [SystemExit(1), ValueError("a")]),
         ExceptionGroup("nested", [ExceptionGroup("inner", [TypeError("x")])]),
         StopAsyncIteration(),
@@ -250,6 +251,7 @@ async def test_cancel_is_acknowledged_and_then_ends_the_job(
         assert error["payload"]["code"] == "CANCELLED"
         assert error["payload"]["final_status"] == "cancelled"
         assert "enough" in error["payload"]["message"]
+        assert (runtime.statistics().cancels_acknowledged, runtime.statistics().cancels_refused) == (1, 0)
     assert (script.entered, script.left) == (1, 1)
 
 
