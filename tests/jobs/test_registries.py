@@ -300,3 +300,21 @@ def test_a_feed_publishes_once_and_lets_its_followers_go() -> None:
         feed.append_event(b"{}", timestamp="t", feature=None)
     # Whoever comes too late is told nothing by any of that.
     assert first.told[3:] == []
+
+
+@pytest.mark.requirement("P6.18", "L06")
+def test_a_follower_that_leaves_while_it_is_told_disturbs_no_other() -> None:
+    """One that has become too slow closes at once, in the middle of the handing out."""
+    feed = JobFeed("job_1", "ab" * 16)
+
+    class Leaver(Listener):
+        def append(self, entry: Entry) -> None:
+            super().append(entry)
+            feed.unfollow(self)
+
+    listeners = [Listener(), Leaver(), Listener()]
+    for follower in listeners:
+        feed.follow(follower)
+    for _ in range(2):
+        feed.append_event(b"{}", timestamp="t", feature=None)
+    assert [len(listener.told) for listener in listeners] == [2, 1, 2]
