@@ -35,7 +35,19 @@ def script() -> Script:
 def _no_impossible_message(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No test may bring a message where the lifecycle's table says that it cannot come."""
     yield
-    assert not [record.getMessage() for record in caplog.records if "cannot come in" in record.getMessage()]
+    # By its phase: ``caplog.records`` is empty by now.
+    messages = [record.getMessage() for record in caplog.get_records("call")]
+    assert not [message for message in messages if "cannot come in" in message]
+
+
+@pytest.fixture(autouse=True)
+def _no_assertion_is_lost_in_an_agent(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What a test asserts inside an agent ends that agent's job: it must end the test too."""
+    yield
+    for record in caplog.get_records("call"):
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, (AssertionError, pytest.fail.Exception)) and "failed, reference" in record.getMessage():
+            raise error
 
 
 def pytest_configure() -> None:
