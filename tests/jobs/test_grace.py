@@ -116,7 +116,7 @@ async def test_whatever_stops_a_job_its_agent_has_until_its_grace_is_over(
         script.gate.set()
 
 
-@pytest.mark.requirement("P9.6", "P10.3")
+@pytest.mark.requirement("P7.10", "P7.13")
 @pytest.mark.parametrize(("cause", "seconds"), [("lease", 4), ("parent", 4), ("closing", 4), ("deadline", 20)])
 async def test_a_grace_that_runs_is_shortened_by_what_is_above(
     script: Script, cause: str, seconds: float, autojump_clock: trio.testing.MockClock
