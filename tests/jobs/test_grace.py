@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from helpers import Script, open_raw, terminals
+from helpers import Script, connect_raw, open_raw, terminals
 from jobs.ends import causes_of_an_end, last_of
 
 import arcp_trio
@@ -295,3 +295,34 @@ async def test_a_thread_that_ignores_its_cancel(autojump_clock: trio.testing.Moc
         assert len(runtime.statistics().disowned_agents) == 1
         gate.set()
         assert await trio.to_thread.run_sync(seen.wait, 20)
+
+
+@pytest.mark.requirement("P6.17", "P7.13")
+async def test_an_agent_that_is_being_stopped_waits_for_no_reader(autojump_clock: trio.testing.MockClock) -> None:
+    """Its grace is for its cleaning up, and not for a connection that lags."""
+    agents = arcp_trio.Agents()
+    took: list[float] = []
+
+    @agents.register("flood")
+    async def flood(job: arcp_trio.JobContext, value: Any) -> None:
+        try:
+            while True:
+                await job.log("info", "x" * 1000)
+        finally:
+            before = trio.current_time()
+            with trio.CancelScope(shield=True):
+                for _ in range(5):
+                    await job.log("info", "cleaning up")
+            took.append(trio.current_time() - before)
+
+    limits = arcp_trio.Limits(throttle_events=500, throttle_seconds=60, unsent_events=50_000, cancel_grace_seconds=30)
+    async with arcp_trio.open_runtime(agents, limits=limits) as runtime:
+        sleeper = await connect_raw(runtime)
+        await sleeper.request("job.submit", {"agent": "flood"})
+        await trio.sleep(1)
+        (actor,) = runtime._directory.actors()
+        assert actor.throttle is not None
+        assert actor.throttle.lags()
+        runtime.close_jobs(trio.current_time() + 30)
+        await runtime.wait_jobs_ended()
+        assert took == [0]
