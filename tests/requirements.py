@@ -4,6 +4,10 @@ A row of the README's conformance table says "yes" only if a test that is marked
 passed, and nothing stands here as missing from it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+
 REQUIREMENTS: dict[str, tuple[str, str]] = {
     "P4.1": ("WebSocket: one envelope in each text frame, at /arcp", ""),
     "P4.2": ("stdio: one envelope on each line", ""),
@@ -93,3 +97,22 @@ REQUIREMENTS: dict[str, tuple[str, str]] = {
     "P14.3": ("The store", ""),
     "P14.4": ("The defaults are in Limits", "those of what is there"),
 }
+
+
+def conformance_table(shown: AbstractSet[str], failed: AbstractSet[str]) -> str:
+    """Draw the README's conformance table, as Markdown.
+
+    Args:
+        shown: The numbers of which a marked test ran and passed.
+        failed: Those of which one failed, whatever else passed.
+    """
+    lines = ["| | requirement | shown |", "|---|---|---|"]
+    for number, (text, missing) in REQUIREMENTS.items():
+        if number in failed or number not in shown:
+            answer = "not yet"
+        elif missing:
+            answer = f"partly: {missing}"
+        else:
+            answer = "yes"
+        lines.append(f"| {number} | {text} | {answer} |")
+    return "\n".join(lines) + "\n"
