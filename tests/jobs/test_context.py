@@ -458,9 +458,10 @@ async def test_a_chunk_that_did_not_go_out_leaves_its_number_free() -> None:
         chunks.append(json.loads(encoded))
 
     out = ResultStream(emit, result_id="res_1", limits=arcp_trio.Limits(), content_type=None, keep=lambda: False)
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        await out.write("did not go out")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(out.write, "did not go out")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
     room.set()
     await out.write("went out")
     await out.aclose()
