@@ -445,3 +445,25 @@ async def test_who_waits_to_write_while_another_ends_the_stream_is_refused() -> 
         (0, "first", True),
         (1, "", False),
     ]
+
+
+@pytest.mark.requirement("P8.5", "X01")
+async def test_a_chunk_that_did_not_go_out_leaves_its_number_free() -> None:
+    """An agent that was cancelled while it waited for room may go on writing: the reader sees no gap."""
+    chunks: list[dict[str, Any]] = []
+    room = trio.Event()
+
+    async def emit(encoded: bytes) -> None:
+        await room.wait()
+        chunks.append(json.loads(encoded))
+
+    out = ResultStream(emit, result_id="res_1", limits=arcp_trio.Limits(), content_type=None, keep=lambda: False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(out.write, "did not go out")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    room.set()
+    await out.write("went out")
+    await out.aclose()
+    assert [(chunk["chunk_seq"], chunk["data"]) for chunk in chunks] == [(0, "went out"), (1, "")]
+    assert out.size == len("went out")
