@@ -39,6 +39,8 @@ def _no_impossible_message(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-readme", action="store_true", help="bring the README's generated parts up to date")
+    parser.addoption("--cuts", type=int, default=300, help="how often tests/faults cuts a client's connection")
+    parser.addoption("--cuts-seed", type=int, default=1, help="where, and how")
 
 
 @pytest.hookimpl(wrapper=True)
