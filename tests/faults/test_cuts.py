@@ -7,6 +7,7 @@ upgrade, a lost welcome, a torn event, depends on the machine's timing too: a se
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
@@ -146,4 +147,51 @@ async def test_the_runtime_sends_everything_once_and_in_order(cuts: Cuts) -> Non
     assert statistics.jobs_accepted == statistics.terminals_published == JOBS
     # Its own, until the last ack; those whose first welcome was lost went with their connections.
     assert statistics.sessions + statistics.sessions_waiting <= 1
+    assert statistics.bugs == 0
+
+
+@pytest.mark.requirement("P6.7", "P6.9", "P6.14", "P7.8", "P8.2", "P8.3", "S16", "S17")
+async def test_a_client_gets_everything_once_and_in_order(cuts: Cuts) -> None:
+    """The same, by the client that a user has: nobody who waits for a job learns that there was a cut."""
+    counting = Counting(cuts)
+    results: list[int] = []
+    phases: Counter[str] = Counter()
+    # Silence is found out in real time, by heartbeats or by a handshake that takes too long.
+    cuts.silences = 1
+    limits = arcp_trio.Limits(heartbeat_seconds=0.1)
+    # Acks come so often that the way up is worth a cut, too.
+    bounds = arcp_trio.ClientLimits(connect_seconds=1, ack_seconds=0.002)
+    # The jobs are submitted first: a submit that a cut meets fails, since it may have arrived. They take half of this.
+    cuts.first = 40_000
+    reconnect = arcp_trio.Reconnect(
+        first_delay_seconds=0.001,
+        max_delay_seconds=0.005,
+        on_change=lambda state: phases.update([state.phase]),
+    )
+
+    async def read(job: arcp_trio.JobHandle, ahead: trio.Semaphore) -> None:
+        lines: list[str] = []
+        async for event in job.events():
+            assert isinstance(event, arcp_trio.Event), event
+            lines.append(str(event.body["message"]))
+            ahead.release()
+        result = await job.result()
+        assert isinstance(result, int)
+        assert lines == [str(number) for number in range(result)]
+        results.append(result)
+
+    async with open_cut_gateway(counting, cuts, limits) as (runtime, proxy):
+        async with arcp_trio.open_client(proxy.url, token="token", reconnect=reconnect, limits=bounds) as client:
+            async with trio.open_nursery() as nursery:
+                for request_id, ahead in counting.ahead.items():
+                    job = await client.submit("count", counting.inputs[request_id])
+                    nursery.start_soon(read, job, ahead)
+                assert proxy.struck == 0
+                counting.begin.set()
+        statistics = runtime.statistics()
+    print(dict(phases), f"{sum(results)} events")
+    assert cuts.struck == cuts.total
+    assert phases["resumed"] > cuts.total / 3
+    assert len(results) == JOBS
+    assert statistics.jobs_accepted == statistics.terminals_published == JOBS
     assert statistics.bugs == 0
