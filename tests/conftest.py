@@ -58,6 +58,8 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-readme", action="store_true", help="bring the README's generated parts up to date")
+    parser.addoption("--cuts", type=int, default=300, help="how often tests/faults cuts a client's connection")
+    parser.addoption("--cuts-seed", type=int, default=1, help="where, and how")
 
 
 @pytest.hookimpl(wrapper=True)
