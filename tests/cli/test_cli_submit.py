@@ -23,7 +23,7 @@ from cli.processes import (
 
 from arcp_trio.cli.errors import CommandError, ExitCode
 from arcp_trio.cli.results import check_output
-from arcp_trio.cli.submit import read_input
+from arcp_trio.cli.submit import ANSWER_SECONDS, read_input
 
 # --- what comes out ---------------------------------------------------------------------------------
 
@@ -308,16 +308,15 @@ async def test_a_job_that_ends_meanwhile_takes_the_question_back(tmp_path: Path,
             await terminal.until("before")
             await terminal.press("\x03")
             await terminal.until(_QUESTION)
-            asked = len(terminal.text)
             gate.open()
             # Nothing cancelled it, and nobody left it.
             assert await terminal.ended() == ExitCode.OK
-    behind = terminal.text[asked:]
-    # What came during the question is shown below it.
-    assert "after 0" in behind
-    assert "after 99" in behind
-    assert "✓ success" in behind
-    assert "after 0" not in terminal.text[:asked]
+    _, _, behind = terminal.text.partition(_QUESTION)
+    # What came during the question is shown below it, not into it.
+    line, _, below = behind.partition("\r\n")
+    assert line == f" No leaves it running, and nobody can cancel it then [y/N, no in {ANSWER_SECONDS:g} s] "
+    for text in ("after 0", "after 99", "✓ success"):
+        assert text in below
 
 
 async def test_lines_of_json_are_for_programs_which_are_not_asked(tmp_path: Path) -> None:
