@@ -192,3 +192,11 @@ class Stuck:
 
     async def send(self, frames: Sequence[bytes]) -> None:
         await trio.sleep_forever()
+
+
+class Broken(Stuck):
+    """Stands before a transport whose other direction still works."""
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        await trio.lowlevel.checkpoint()
+        raise TransportClosedError(1006, "broken")

@@ -65,6 +65,27 @@ def test_the_stdio_example(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "{'counted': 3}\n")
 
 
-@pytest.mark.parametrize("name", ["embedded", "server", "stdio"])
+@pytest.mark.requirement("D02")
+def test_the_example_of_who_watches() -> None:
+    definitions = example("embedded").partition("async def main")[0]
+    program = f"""{definitions}
+{example("watch")}
+async def main():
+    verifier = arcp_trio.StaticTokens({{"s3cret": "me"}})
+    async with arcp_trio.open_runtime(agents, verifier=verifier) as runtime, trio.open_nursery() as nursery:
+        listening = await nursery.start(arcp_trio.serve_websocket, runtime, "127.0.0.1", 0)
+        async with runtime.open_session(principal="me") as client:
+            await client.submit("count", 30)
+            await watch(listening.url)
+        nursery.cancel_scope.cancel()
+trio.run(main)
+"""
+    lines = run(program).splitlines()
+    assert lines[0] == "progress {'current': 1, 'total': 30, 'units': 'steps'}"
+    assert lines[-1] == "success {'counted': 30}"
+    assert len(lines) == 31
+
+
+@pytest.mark.parametrize("name", ["embedded", "server", "watch", "stdio"])
 def test_an_example_has_at_most_twenty_lines(name: str) -> None:
     assert len([line for line in example(name).splitlines() if line.strip()]) <= 20

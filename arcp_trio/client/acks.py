@@ -35,7 +35,7 @@ class Acks:
 
     def taken(self) -> None:
         """Note that an event was taken: an ack is due an interval after the first one that is not acked."""
-        if self._timer is None and self._last() > self._acked:
+        if self._timer is None:
             self._timer = self._timers.call_at(trio.current_time() + self._interval, self.flush)
 
     def flush(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import trio
 
 from ..transports.base import CloseCode
-from ..wire.errors import ARCPError, InternalError, InvalidRequestError
+from ..wire.errors import InternalError, InvalidRequestError
 from ..wire.job_messages import JobCancel, JobSubmit, JobSubscribe, JobSubscribed, LeaseConstraints
 from ..wire.jsontext import JSONValue
 from ..wire.session_messages import (
@@ -75,7 +75,9 @@ class Client:
         self._joining: dict[str, trio.Event] = {}
 
     def __repr__(self) -> str:
-        return f"<Client {self.session_id} {self.state.phase}>"
+        link = self._session.link
+        where = "nowhere" if link is None else link.transport.description
+        return f"<Client {self.session_id} {self.state.phase}, {where}>"
 
     @property
     def session_id(self) -> str:
@@ -241,12 +243,11 @@ class Client:
         if not job_id:
             raise InvalidRequestError("job_id: expected the id of a job, got an empty string")
         session = self._session
-        while job_id in session.jobs:
-            joining = self._joining.get(job_id)
-            if joining is None:
-                await trio.lowlevel.checkpoint()
-                return session.jobs[job_id]
+        while (joining := self._joining.get(job_id)) is not None:
             await joining.wait()
+        if job_id in session.jobs:
+            await trio.lowlevel.checkpoint()
+            return session.jobs[job_id]
         self._joining[job_id] = trio.Event()
         try:
             return await self._join(JobSubscribe(job_id=job_id, history=history, from_event_seq=from_event_seq))
@@ -260,18 +261,19 @@ class Client:
         handle._start_to_join(message.job_id)  # noqa: SLF001
         slot: Slot[JobSubscribed] = Slot()
         request = self._request("job.subscribe", message, slot, handle=handle, job_id=message.job_id)
+        joined = False
         async with self._slots, self._turn():
             session.pending.subscribes[request.request_id] = request
             session.follow(handle)
             try:
                 session.ask(request)
                 await self._answer(request, f"the subscription to {message.job_id}", self._limits.answer_seconds)
-            except ARCPError:
-                session.drop(handle)
-                raise
+                joined = True
             finally:
                 session.pending.subscribes.pop(request.request_id, None)
-                if not slot.is_set:
+                if slot.failed:
+                    session.drop(handle)
+                elif not joined:
                     # Nobody will read what the runtime may send from now on.
                     session.unsubscribe(handle)
         return handle

@@ -90,10 +90,9 @@ class Connector:
 
         Cancellation: the transport can only be aborted.
         """
-        hello_id, hello = self._make_hello(None)
-        welcome, early = await self._shake_hands(transport, hello)
+        welcome, early = await self._shake_hands(transport, self._make_hello(None))
         self._session.welcomed(welcome)
-        return self._link(transport, hello_id), early
+        return self._link(transport), early
 
     async def _shake_hands(self, transport: Transport, hello: bytes) -> tuple[Envelope, Sequence[bytes | str]]:
         limits = self._session.limits
@@ -107,7 +106,7 @@ class Connector:
             raise ConnectionLostError(f"no welcome within {limits.connect_seconds:g} seconds")
         return answer
 
-    def _make_hello(self, resume: ResumeRequest | None) -> tuple[str, bytes]:
+    def _make_hello(self, resume: ResumeRequest | None) -> bytes:
         hello = SessionHello(
             client=Peer(name=self._name, version=__version__, kind="arcp-trio"),
             client_name=self._name,
@@ -119,7 +118,7 @@ class Connector:
         session = self._session
         hello_id = session.ids.message()
         if resume is None:
-            return hello_id, session.encode("session.hello", hello, hello_id)
+            return session.encode("session.hello", hello, hello_id)
         payload = decode_json(encode_payload(hello))
         assert isinstance(payload, dict)
         # Every place where one of the implementations looks for it (D18).
@@ -127,18 +126,17 @@ class Connector:
         assert isinstance(fields, dict)
         fields["token"] = payload["resume_token"] = resume.resume_token
         payload["last_event_seq"] = resume.last_event_seq
-        frame = encode_envelope(
+        return encode_envelope(
             "session.hello",
             encode_json(payload),
             message_id=hello_id,
             timestamp=session.timestamp(),
             session_id=session.session_id,
         )
-        return hello_id, frame
 
-    def _link(self, transport: Transport, hello_id: str) -> Link:
+    def _link(self, transport: Transport) -> Link:
         session = self._session
-        link = Link(transport, limits=session.limits, timers=self._timers, receive=session.receive, hello_id=hello_id)
+        link = Link(transport, limits=session.limits, timers=self._timers, receive=session.receive)
         session.attach(link)
         return link
 
@@ -262,9 +260,8 @@ class Connector:
         """
         session = self._session
         resume = session.resume_request()
-        hello_id, hello = self._make_hello(resume)
         try:
-            welcome, frames = await self._shake_hands(transport, hello)
+            welcome, frames = await self._shake_hands(transport, self._make_hello(resume))
             if resume is None:
                 session.welcomed(welcome)
             else:
@@ -272,7 +269,7 @@ class Connector:
         except BaseException:
             await transport.abort()  # noqa: ASYNC102, ASYNC120  # never blocks
             raise
-        return self._link(transport, hello_id), frames
+        return self._link(transport), frames
 
     def _judge_refusal(self, error: ARCPError, refusals: int) -> None:
         """Give the session up unless another attempt may be answered otherwise."""

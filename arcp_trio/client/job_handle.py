@@ -205,8 +205,6 @@ class JobHandle:
         self._tail.finish()
 
     def _receive(self, payload: JobEvent, event_seq: int | None, job_seq: int | None, size: int) -> None:
-        if self._ended.is_set():
-            return
         if payload.kind == "result_chunk":
             self._receive_chunk(payload.body)
             return

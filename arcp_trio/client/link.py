@@ -90,7 +90,6 @@ class Link:
         limits: The client's bounds.
         timers: Who calls at the heartbeat's deadlines.
         receive: Takes each frame. Synchronous; raises TransportClosedError to give the connection up.
-        hello_id: The id of the hello that opened it.
 
     Attributes:
         end: How it ended; ``None`` before.
@@ -105,10 +104,8 @@ class Link:
         limits: ClientLimits,
         timers: Timers,
         receive: Callable[[bytes | str], None],
-        hello_id: str,
     ) -> None:
         self.transport = transport
-        self.hello_id = hello_id
         self._limits = limits
         self._timers = timers
         self._receive = receive

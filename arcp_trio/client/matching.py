@@ -166,8 +166,7 @@ class Pending:
         about_jobs: list[Request[Any]] = [*self.cancels.values(), *self.subscribes.values()]
         others: list[Request[Any]] = [*self.submits.values(), *self.listings.values()]
         # Our cancels are well formed: what refuses one is that its job is unknown.
-        of_a_job = error.code == "JOB_NOT_FOUND" or (error.code == "PERMISSION_DENIED" and bool(self.subscribes))
-        for group in (about_jobs, others) if of_a_job else (others, about_jobs):
+        for group in (about_jobs, others) if error.code == "JOB_NOT_FOUND" else (others, about_jobs):
             requests = [request for request in group if not request.slot.is_set]
             if len(requests) == 1:
                 requests[0].slot.fail(error_of(error))

@@ -33,6 +33,11 @@ class Slot(Generic[T]):
         """Whether the answer is there."""
         return self._event.is_set()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the answer is an error."""
+        return self._error is not None
+
     def put(self, value: T) -> None:
         """Answer; the first answer counts."""
         if not self._event.is_set():

@@ -231,8 +231,6 @@ class ClientSession:
             return
         self.lost = error
         self.link = None
-        if self._acks is not None:
-            self._acks.stop()
         for request in list(self.pending):
             self.pending.fail(request, error)
         for handle in self.jobs.values():

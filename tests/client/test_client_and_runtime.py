@@ -225,8 +225,7 @@ async def test_a_session_that_somebody_else_has_taken_over(
             job = await client.submit("sleep")
             thief = Network(runtime)
             async with thief.connect() as transport:
-                _, hello = client._connector._make_hello(client._session.resume_request())
-                await transport.send([hello])
+                await transport.send([client._connector._make_hello(client._session.resume_request())])
                 # Two would fight for it: the one that is replaced gives in.
                 with pytest.raises(arcp_trio.ConnectionLostError, match="4000"):
                     await job.result()

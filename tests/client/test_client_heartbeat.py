@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from playing import OURS, STEADY, Stuck, open_played, start_job
+from playing import OURS, STEADY, Broken, Stuck, open_played, start_job
 
 import arcp_trio
 from arcp_trio.transports.base import TransportClosedError
@@ -150,6 +150,31 @@ async def test_a_resumed_connection_is_watched_by_what_its_own_welcome_says(
         await second.raw.receive_until("session.ping")
         assert trio.current_time() - began == 50
         assert client.state.phase == "resumed"
+
+
+@pytest.mark.requirement("Z04", "K02")
+async def test_what_came_before_a_write_failed_is_still_read(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_played(reconnect=None) as (_, first, client), trio.open_nursery() as nursery:
+        job = await start_job(nursery, client, first)
+        link = client._session.link
+        assert link is not None
+        link._writer._transport = Broken(link.transport)
+        nursery.start_soon(client.submit, "b", None)
+        await trio.testing.wait_all_tasks_blocked()
+        await first.result(1)
+        assert await job.result() == "done"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_leaves_no_timer_behind(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_played(welcome=EVERY_TEN) as (played, first, client), trio.open_nursery() as nursery:
+        await start_job(nursery, client, first)
+        await first.log(1)
+        # The heartbeat's and the ack's.
+        assert len(client._connector._timers) == 2
+        played.is_down = True
+        await first.drop()
+        assert len(client._connector._timers) == 0
 
 
 async def test_a_session_in_the_process_has_no_heartbeat(script: Any, autojump_clock: trio.testing.MockClock) -> None:

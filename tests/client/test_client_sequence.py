@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 from interop.recorded import records
-from playing import OTHERS, STEADY, Connection, open_played, read, start_job
+from playing import OTHERS, STEADY, Call, Connection, open_played, read, start_job
 
 import arcp_trio
 from arcp_trio.client.sequence import Sequence, Verdict, numbers_otherwise
@@ -206,6 +206,47 @@ async def test_a_subscription_elsewhere_does_not_count(autojump_clock: trio.test
         assert await job.result() == "done"
 
 
+@pytest.mark.requirement("S04", "D43")
+async def test_a_foreign_number_that_happens_to_fit_does_not_count(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_played(features=OTHERS) as (played, first, client), trio.open_nursery() as nursery:
+        await start_job(nursery, client, first)
+        await first.log(1)
+        nursery.start_soon(client.subscribe, "job_9")
+        await first.expect("job.subscribe")
+        await first.say("job.subscribed", {"job_id": "job_9", "current_status": "running"})
+        await first.log(2, "job_9")
+        await first.drop()
+        second = await played.next()
+        assert (await second.welcome("rt_2"))["payload"]["last_event_seq"] == 1
+
+
+@pytest.mark.requirement("S04", "D43")
+async def test_what_trails_a_subscription_elsewhere_is_no_gap(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_played(features=OTHERS) as (_, first, client), trio.open_nursery() as nursery:
+        await start_job(nursery, client, first)
+        await start_job(nursery, client, first, "job_2")
+        await first.log(1)
+        await first.log(2, "job_2")
+        call = Call(nursery, client.subscribe, "job_9")
+        await first.expect("job.subscribe")
+        await first.say("job.subscribed", {"job_id": "job_9", "current_status": "running"})
+        await call.value.unsubscribe()
+        await first.log(40, "job_9")
+        assert client.state.phase == "connected"
+
+
+@pytest.mark.requirement("P8.3", "D43")
+async def test_a_runtime_that_is_known_to_number_otherwise(autojump_clock: trio.testing.MockClock) -> None:
+    """Two of its jobs have shared a count; by its welcome it is one that may yet send them out of order."""
+    async with open_played(features=OTHERS, welcome={"resume_token": "rtk_1"}) as (_, first, client):
+        async with trio.open_nursery() as nursery:
+            await start_job(nursery, client, first)
+            await start_job(nursery, client, first, "job_2")
+            for number, job_id in ((1, "job_1"), (2, "job_2"), (4, "job_1"), (3, "job_2")):
+                await first.log(number, job_id)
+        assert client.state.phase == "connected"
+
+
 # --- acks -------------------------------------------------------------------------------------------
 
 
@@ -262,6 +303,24 @@ async def test_a_resume_is_an_ack_and_none_goes_lower(autojump_clock: trio.testi
         await second.log(3)
         await trio.sleep(5)
         assert await acks_of(second) == [3]
+
+
+@pytest.mark.requirement("P6.15", "H15")
+@pytest.mark.parametrize("told_by", ["an ack", "a resume"])
+async def test_a_close_says_nothing_that_was_said(told_by: str, autojump_clock: trio.testing.MockClock) -> None:
+    limits = arcp_trio.ClientLimits(close_seconds=1)
+    async with open_played(limits=limits) as (played, first, client), trio.open_nursery() as nursery:
+        last = first
+        await start_job(nursery, client, first)
+        await first.log(1)
+        if told_by == "an ack":
+            await first.expect("session.ack")
+        else:
+            await first.drop()
+            last = await played.next()
+            await last.welcome("rt_2")
+            await trio.testing.wait_all_tasks_blocked()
+    assert [frame["type"] for frame in await last.raw.settle()] == ["session.close", "session.bye"]
 
 
 @pytest.mark.requirement("P6.4", "P6.15", "D22")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -231,6 +232,58 @@ async def test_an_unsubscribe_survives_the_loss_of_its_connection(autojump_clock
         await third.expect("job.unsubscribe")
         await third.log(2, "job_9")
         await third.nothing_came()
+
+
+@pytest.mark.requirement("P7.20", "P6.9")
+async def test_a_new_subscription_takes_an_unsubscribe_back(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_played() as (played, first, client), trio.open_nursery() as nursery:
+        handle = await follow(nursery, client, first)
+        await first.drop()
+        await handle.unsubscribe()
+        call = Call(nursery, client.subscribe, "job_9")
+        second = await played.next()
+        await second.welcome("rt_2")
+        # The other way round, the job would be followed no more.
+        request = await second.expect("job.subscribe")
+        await second.say("job.subscribed", {**SUBSCRIBED, "request_id": request["id"]})
+        await second.log(1, "job_9")
+        await second.nothing_came()
+        assert [event.body["message"] for event in [await anext(call.value.events())]] == ["1"]
+
+
+@pytest.mark.requirement("K03", "Q10")
+async def test_a_caller_who_leaves_as_the_answer_comes_follows_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_played() as (_, first, client), trio.open_nursery() as nursery:
+        call = Call(nursery, client.subscribe, "job_9")
+        request = await first.expect("job.subscribe")
+        (pending,) = client._session.pending.subscribes.values()
+        assert pending.request_id == request["id"]
+        # Both in one turn of the loop: the caller learns of neither before the other.
+        call.scope.cancel()
+        first_answer = first.raw.make("job.subscribed", {**SUBSCRIBED, "request_id": request["id"]})
+        client._session.receive(json.dumps(first_answer))
+        await trio.testing.wait_all_tasks_blocked()
+        assert client._session.jobs == {}
+        await first.expect("job.unsubscribe")
+
+
+@pytest.mark.requirement("K03")
+async def test_two_calls_that_wait_for_their_turn_make_one_request(autojump_clock: trio.testing.MockClock) -> None:
+    limits = arcp_trio.ClientLimits(requests=1, close_seconds=0.01)
+    async with open_played(limits=limits) as (_, first, client), trio.open_nursery() as nursery:
+        submit = Call(nursery, client.submit, "a")
+        request = await first.expect("job.submit")
+        calls = [Call(nursery, client.subscribe, "job_9") for _ in range(2)]
+        await trio.testing.wait_all_tasks_blocked()
+        await first.accept(request)
+        assert submit.done
+        request = await first.expect("job.subscribe")
+        await first.say("job.subscribed", {**SUBSCRIBED, "request_id": request["id"]})
+        assert calls[0].value is calls[1].value
+        assert calls[0].value.job_id == "job_9"
+        await first.nothing_came()
 
 
 @pytest.mark.requirement("P7.20")

@@ -162,11 +162,12 @@ async def test_elsewhere_a_submit_without_a_key_fails_with_its_connection(
 
 
 @pytest.mark.requirement("K02")
-async def test_what_no_writer_took_was_never_sent(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.parametrize("features", [OURS, OTHERS], ids=["ours", "others"])
+async def test_what_no_writer_took_was_never_sent(features: list[str], autojump_clock: trio.testing.MockClock) -> None:
     """A submit without a key that stood behind a stuck write is simply sent with the next connection."""
-    async with open_played() as (played, first, client), trio.open_nursery() as nursery:
+    async with open_played(features=features) as (played, first, client), trio.open_nursery() as nursery:
+        # Shows that it correlates, so that submits need not wait for each other.
+        await start_job(nursery, client, first, "job_0")
         link = client._session.link
         assert link is not None
         link._writer._transport = Stuck(link.transport)

@@ -13,6 +13,7 @@ from playing import OTHERS, STEADY, Call, open_played, start_job
 
 import arcp_trio
 from arcp_trio.client.reconnect import worth_a_retry
+from arcp_trio.transports.memory import MemoryTransport
 
 FINAL = [1000, 1002, 1003, 1007, 1008, 1009, 1010, 4000]
 PASSING = [1001, 1005, 1006, 1011, 1012, 1013, 1014, 3000, 4001, 4002, 4999]
@@ -146,9 +147,9 @@ async def test_a_goodbye_is_the_end_whatever_the_code(goodbye: str, autojump_clo
     async with open_played() as (_, first, client):
         await first.say(goodbye, {"reason": "enough"})
         await first.drop(1001)
+        assert client.state.phase == "given_up"
         with pytest.raises(arcp_trio.ConnectionLostError):
             await client.submit("b")
-        assert client.state.phase == "given_up"
 
 
 @pytest.mark.requirement("P12.2")
@@ -230,6 +231,29 @@ async def test_a_handshake_that_hangs_is_a_failed_attempt(autojump_clock: trio.t
         await silent.raw.receive_close()
     assert shown.phases == ["connected", "lost", "retrying", "retrying", "resumed"]
     assert "no welcome within 5 seconds" in shown.states[3].reason
+
+
+async def test_a_transport_whose_handshake_failed_is_only_aborted(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How much of the hello was sent is unknown: nothing may follow it."""
+    limits = arcp_trio.ClientLimits(connect_seconds=5, close_seconds=0.01)
+    async with open_played(limits=limits) as (played, first, _):
+        calls: list[str] = []
+        for name in ("abort", "aclose"):
+            original = getattr(MemoryTransport, name)
+
+            async def note(self: Any, *args: Any, name: str = name, original: Any = original) -> None:
+                calls.append(name)
+                await original(self, *args)
+
+            monkeypatch.setattr(MemoryTransport, name, note)
+        await first.drop()
+        await played.next()
+        calls.clear()
+        await played.next()
+        # By us, and by whoever opened it.
+        assert calls == ["abort", "abort"]
 
 
 @pytest.mark.parametrize("how", ["off", "cannot", "no token"])

@@ -501,6 +501,13 @@ def superset(frame: Frame) -> list[str]:
             if "agents" in payload.into("capabilities"):
                 # It would look like the Python client.
                 payload.wrong("capabilities.agents")
+            if "resume" in payload:
+                # In each place where one of them looks for it.
+                resume = payload.into("resume")
+                resume.need(session_id=one_of(frame["session_id"]), last_event_seq=natural)
+                resume.need(resume_token=some_text, token=one_of(resume["resume_token"]))
+                payload.need(resume_token=one_of(resume["resume_token"]))
+                payload.need(last_event_seq=one_of(resume["last_event_seq"]))
         case "job.submit":
             top.need(trace_id=some_text)
             payload.need(agent=matching(_AGENT), input=anything)
@@ -508,6 +515,16 @@ def superset(frame: Frame) -> list[str]:
         case "job.cancel":
             top.need(job_id=some_text)
             payload.need(job_id=one_of(frame["job_id"]), reason=some_text)
+        case "job.subscribe" | "job.unsubscribe":
+            top.need(job_id=some_text)
+            payload.need(job_id=one_of(frame["job_id"]))
+            payload.allow(history=boolean, from_event_seq=natural)
+        case "session.list_jobs":
+            payload.allow(filter=lambda value: obj(value) and value != {}, limit=positive, cursor=some_text)
+        case "session.ack":
+            payload.need(last_processed_seq=natural)
+        case "session.ping":
+            payload.need(nonce=some_text, sent_at=matching(_OUR_TIME))
         case "session.close" | "session.bye":
             payload.need(reason=some_text)
         case "session.pong":
@@ -527,6 +544,8 @@ def python_server(frame: Frame) -> list[str]:
         case "session.hello":
             payload.into("client").need(name=text, version=text)
             payload.into("auth").need(token=text)
+            if "resume" in payload:
+                payload.into("resume").need(session_id=text, resume_token=text, last_event_seq=natural)
         case "job.submit":
             payload.need(agent=matching(re.compile(r"[a-zA-Z][a-zA-Z0-9._-]*(@[a-zA-Z0-9][a-zA-Z0-9._-]*)?")))
             payload.allow(
@@ -537,6 +556,12 @@ def python_server(frame: Frame) -> list[str]:
         case "job.cancel":
             top.need(job_id=text)
             payload.need(reason=text)
+        case "job.subscribe" | "job.unsubscribe":
+            payload.need(job_id=text)
+        case "session.list_jobs":
+            payload.allow(limit=lambda value: natural(value) and 1 <= value <= 1000)
+        case "session.ping":
+            payload.need(nonce=text, sent_at=text)
         case "session.bye":
             payload.need(reason=text)
     return found
@@ -591,6 +616,8 @@ def ruby_server(frame: Frame) -> list[str]:
     match frame["type"]:
         case "session.hello":
             payload.need(auth=obj)
+            if "resume" in payload:
+                payload.into("resume").need(token=text, last_event_seq=natural)
         case "job.cancel":
             payload.need(job_id=some_text)
     return found

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from helpers import ALL_FEATURES, Frame, RawClient, make_hello, open_raw
 from interop.recorded import records
 from interop.scripted import open_scripted
 from interop.strict_peers import CLIENTS, SERVERS
+from playing import open_played
 
 import arcp_trio
 from arcp_trio.wire.dialects import DIALECTS
@@ -460,7 +462,41 @@ async def frames_of_our_client() -> list[Frame]:
                 )
         await fake.send({"arcp": "1.1", "id": "m", "type": "session.ping", "payload": {"nonce": "n"}})
         await fake.receive("session.pong")
-        return fake.received
+
+        async def follow(**more: Any) -> None:
+            await (await client.subscribe("job_9", **more)).unsubscribe()
+
+        async def list_two_pages(**more: Any) -> None:
+            pages = client.list_jobs(**more)
+            await anext(pages)
+            await anext(pages)
+
+        for more in ({}, {"history": True, "from_event_seq": 0}):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(follow, **more))
+                await fake.receive("job.subscribe")
+                payload = {"job_id": "job_9", "current_status": "running", "agent": "a"}
+                await fake.send({"arcp": "1.1", "id": "m", "type": "job.subscribed", "payload": payload})
+                await fake.receive("job.unsubscribe")
+        for more in ({}, {"status": "running", "agent": "a@1", "created_after": "2026-01-01T00:00:00Z", "limit": 7}):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(list_two_pages, **more))
+                for cursor in ("c", None):
+                    request = await fake.receive("session.list_jobs")
+                    payload = {"request_id": request["id"], "jobs": [], "next_cursor": cursor}
+                    await fake.send({"arcp": "1.1", "id": "m", "type": "session.jobs", "payload": payload})
+        body = {"kind": "log", "body": {"level": "info", "message": "m"}}
+        await fake.send(
+            {"arcp": "1.1", "id": "m", "type": "job.event", "job_id": "job_0", "event_seq": 1, "payload": body}
+        )
+        await fake.receive("session.ack")
+        await fake.receive("session.ping")
+    frames = fake.received
+    own = {"session_id": "sess_01M85872QJASGPG41Y64AGHR0E"}
+    async with open_played(features=list(client.features), welcome=own) as (played, first, _):
+        await first.drop()
+        frames.append(await (await played.next()).welcome("rt_2"))
+    return frames
 
 
 @pytest.mark.requirement("P5.2", "P5.3", "P5.3a", "P5.8", "P6.21", "D2", "D3", "D6", "D7", "D13", "D25", "D27")
@@ -469,10 +505,15 @@ async def test_all_that_our_client_says_pleases_every_server(autojump_clock: tri
     frames = await frames_of_our_client()
     types = Counter(frame["type"] for frame in frames)
     assert types == {
-        "session.hello": 1,
+        "session.hello": 2,
         "job.submit": 4,
         "job.cancel": 2,
+        "job.subscribe": 2,
+        "job.unsubscribe": 2,
+        "session.list_jobs": 4,
         "session.pong": 1,
+        "session.ack": 1,
+        "session.ping": 1,
         "session.close": 1,
     }
     for frame in frames:
@@ -484,7 +525,8 @@ async def test_all_that_our_client_says_pleases_every_server(autojump_clock: tri
     assert len(set(traces)) == len(traces)
     assert traces[2] == ANY_TRACE
     # Its own proposal on hello, the runtime's from then on.
-    proposed, *others = [frame["session_id"] for frame in frames]
+    proposed, *others, resumed = [frame["session_id"] for frame in frames]
+    assert resumed == "sess_01M85872QJASGPG41Y64AGHR0E"
     assert set(others) == {welcome_of("python-1.1.3")["session_id"]}
     assert proposed not in others
 
