@@ -45,6 +45,7 @@ _LABEL_STYLES = {
 }
 _LABEL_WIDTH = 11
 _CURRENCIES = 4
+_WIDE = 80
 _NARROW = 60
 _VERY_NARROW = 40
 _BAR_WIDTH = 28
@@ -131,7 +132,7 @@ class JobBars:
         ]
         others = _STATE_CELLS
         if console.width >= _VERY_NARROW:
-            width = _BAR_WIDTH if console.width >= _NARROW else _BAR_WIDTH // 3
+            width = _BAR_WIDTH if console.width >= _WIDE else _BAR_WIDTH // 3
             others += width + 1
             columns.append(
                 BarColumn(bar_width=width, complete_style="cyan", finished_style="green", pulse_style="cyan")

@@ -280,7 +280,7 @@ async def test_any_other_answer_leaves_the_job_running(tmp_path: Path, gate: Gat
             await terminal.press(answer)
             assert await terminal.ended() == ExitCode.INTERRUPTED
         assert "cancelling" not in terminal.text
-        found = re.search(r"the job goes on; see it again with: (arcp-trio watch (job_\w+))\r\n", terminal.text)
+        found = re.search(r"the job goes on: (arcp-trio watch (job_\w+))\r\n", terminal.text)
         assert found is not None
         gate.open()
         done = await run_command("watch", found[2], **server.variables())
@@ -314,7 +314,7 @@ async def test_a_job_that_ends_meanwhile_takes_the_question_back(tmp_path: Path,
     _, _, behind = terminal.text.partition(_QUESTION)
     # What came during the question is shown below it, not into it.
     line, _, below = behind.partition("\r\n")
-    assert line == f" No leaves it running, and nobody can cancel it then [y/N, no in {ANSWER_SECONDS:g} s] "
+    assert line == f" If not now, nobody can later. [y/N, no in {ANSWER_SECONDS:g} s] "
     for text in ("after 0", "after 99", "✓ success"):
         assert text in below
 
