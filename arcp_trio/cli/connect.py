@@ -77,6 +77,8 @@ async def open_session(target: Target, *, name: str) -> AsyncGenerator[Client, N
                     token=target.token or _NO_TOKEN,
                     name=name,
                     limits=CLIENT_LIMITS,
+                    # A command says that its runtime is lost, rather than wait for it in silence.
+                    reconnect=None,
                     allow_plaintext=target.allow_plaintext,
                 )
             )
