@@ -3,7 +3,7 @@
 A map of the package; imports only point down this list:
 
 ``cli``                 the command ``arcp-trio``; imported only by it
-``gateway``             a server on a port
+``gateway``             a server on a port, or over stdin and stdout
 ``embedded``            a session in the process itself
 ``runtime``             wires the rest together and owns every task
 ``sessions`` ``client`` who listens; the other end of the wire
@@ -25,11 +25,13 @@ from .client.job_handle import JobHandle as JobHandle
 from .client.listing import JobPages as JobPages
 from .client.opening import open_client as open_client
 from .client.opening import open_client_over as open_client_over
+from .client.process import open_process_client as open_process_client
 from .client.reconnect import ConnectionState as ConnectionState
 from .client.reconnect import Reconnect as Reconnect
 from .client.results import ResultFile as ResultFile
 from .embedded import open_session as _open_session
 from .gateway import Listening as Listening
+from .gateway import serve_stdio as serve_stdio
 from .gateway import serve_websocket as serve_websocket
 from .jobs.agents import Agents as Agents
 from .jobs.context import JobContext as JobContext
@@ -44,6 +46,7 @@ from .sessions.auth import StaticTokens as StaticTokens
 from .sessions.auth import Verifier as Verifier
 from .sessions.observation import ObservationPolicy as ObservationPolicy
 from .sessions.observation import Visibility as Visibility
+from .transports.stdio import open_stdio as open_stdio
 from .wire.errors import AgentNotAvailableError as AgentNotAvailableError
 from .wire.errors import AgentVersionNotAvailableError as AgentVersionNotAvailableError
 from .wire.errors import ARCPError as ARCPError

@@ -1,11 +1,11 @@
-"""A server on a port: WebSocket upgrades, and a connection of the runtime behind each (P4.1, P14.1)."""
+"""A server on a port, a connection behind each WebSocket upgrade (P4.1, P14.1); or on stdin and stdout (P4.2)."""
 
 from __future__ import annotations
 
 import ipaddress
 import logging
 import ssl
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -14,11 +14,11 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
 
 from .runtime import Runtime
-from .sessions.auth import Verifier
-from .transports.base import TransportClosedError
+from .sessions.auth import Principal, Verifier
+from .transports.base import CloseCode, Transport, TransportClosedError
 from .transports.websocket import WebSocketTransport, accept_websocket, upgrade_host
 
-__all__ = ["Listening", "serve_websocket"]
+__all__ = ["Listening", "serve_stdio", "serve_websocket"]
 
 logger = logging.getLogger("arcp_trio.gateway")
 
@@ -209,3 +209,59 @@ async def serve_websocket(
             await runtime.accept_connections(gateway.serve_stream, wrapped)
         finally:
             runtime.remove_listener(scope)
+
+
+class _StaysOpen:
+    """A transport that stays open when the other end has said all: it still hears how its jobs end.
+
+    Args:
+        transport: The transport.
+        ended: Is called when the other end has said all.
+    """
+
+    def __init__(self, transport: Transport, ended: Callable[[], None]) -> None:
+        self._transport = transport
+        self._ended = ended
+        self.description = transport.description
+        self.send = transport.send
+        self.aclose = transport.aclose
+        self.abort = transport.abort
+
+    async def receive(self) -> Sequence[bytes | str]:
+        """Return the frames that have arrived; behind the last, wait until this side closes."""
+        try:
+            return await self._transport.receive()
+        except TransportClosedError as exc:
+            if exc.code != CloseCode.NORMAL or not exc.can_send:
+                raise
+        self._ended()
+        await trio.sleep_forever()
+        raise AssertionError
+
+
+async def serve_stdio(runtime: Runtime, transport: Transport, *, principal: str | Principal) -> None:
+    """Serve a runtime to the one client that has started it, and shut the runtime down when that client ends.
+
+    Where the client only closes its side, running jobs are told to stop, and it is still told how they ended. A
+    session that it closes, or a connection that breaks, ends the runtime likewise: nobody else could come.
+
+    Args:
+        runtime: What is served. It has shut down when this returns.
+        transport: Of :func:`~arcp_trio.transports.stdio.open_stdio`; closed when this returns.
+        principal: Whose session it is, whatever token it shows: who can start a process needs none.
+
+    Cancellation: the connection stays, until it closes or the runtime does.
+    """
+    ended = trio.Event()
+
+    async def serve() -> None:
+        try:
+            await runtime.serve_transport(_StaysOpen(transport, ended.set), principal=principal)
+        finally:
+            ended.set()
+
+    # A task of the runtime: its shutdown waits for it, and says goodbye to the client.
+    runtime.spawn_connection(serve, "session over stdio")
+    await ended.wait()
+    logger.info("the client has ended: shutting down, within %g seconds", runtime.limits.shutdown_seconds)
+    await runtime.aclose()

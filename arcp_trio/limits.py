@@ -138,7 +138,8 @@ class ClientLimits:
 
     Attributes:
         connect_seconds: From connecting to the runtime's welcome.
-        close_seconds: How long a close may wait for the runtime's answer and the closing handshake.
+        close_seconds: How long a close may wait for the runtime's answer and the closing handshake; or for the exit
+            status of a runtime that the client started and that has closed its pipes.
         cancel_seconds: How long a cancel waits for an answer or the job's end: some runtimes give
             neither (interop.md, section 3.15); longer than their grace of 30 s.
         answer_seconds: How long a listing and a subscription wait for an answer, likewise.
@@ -159,6 +160,9 @@ class ClientLimits:
         chunk_bytes: The largest result_chunk that is accepted, decoded (P8.5).
         early_frames: Frames of a job that is not known yet (some runtimes send events before job.accepted, D32).
         malformed_in_a_row: Frames in a row that are no envelopes: past it the connection is given up.
+        exit_seconds: How long a runtime that the client started may take to end once its stdin is closed, longer than
+            our own takes to shut down; past it SIGTERM.
+        terminate_seconds: How long then; past it SIGKILL.
     """
 
     connect_seconds: float = 30.0
@@ -180,3 +184,5 @@ class ClientLimits:
     chunk_bytes: int = 1 * MIB
     early_frames: int = 1_000
     malformed_in_a_row: int = 8
+    exit_seconds: float = 15.0
+    terminate_seconds: float = 5.0

@@ -58,7 +58,10 @@ PUBLIC = {
     "Visibility",
     "open_client",
     "open_client_over",
+    "open_process_client",
     "open_runtime",
+    "open_stdio",
+    "serve_stdio",
     "serve_websocket",
 }
 """A change here is a change for users: it belongs into the change log."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
-from arcp_trio.transports.base import Transport
+from arcp_trio.transports.base import CloseCode, Transport, TransportClosedError
+from arcp_trio.transports.lines import LineTransport
 from arcp_trio.transports.memory import open_memory_pair
 from arcp_trio.transports.websocket import WebSocketTransport, accept_websocket, open_websocket
 
@@ -64,4 +66,44 @@ async def websocket_swapped() -> AsyncGenerator[tuple[Transport, Transport], Non
         yield server, client
 
 
-PAIRS: dict[str, OpenPair] = {"memory": memory, "websocket": websocket, "websocket, server first": websocket_swapped}
+@asynccontextmanager
+async def lines() -> AsyncGenerator[tuple[Transport, Transport], None]:
+    """Over two real pipes."""
+    there, back = os.pipe(), os.pipe()
+    ends = [
+        LineTransport(
+            trio.lowlevel.FdStream(read_from),
+            trio.lowlevel.FdStream(write_to),
+            receive_bytes=LIMIT,
+            description="pipes",
+        )
+        for read_from, write_to in ((back[0], there[1]), (there[0], back[1]))
+    ]
+    try:
+        yield ends[0], ends[1]
+    finally:
+        for end in ends:
+            await end.abort()
+
+
+PAIRS: dict[str, OpenPair] = {
+    "memory": memory,
+    "websocket": websocket,
+    "websocket, server first": websocket_swapped,
+    "lines": lines,
+}
+
+
+def says(closed: TransportClosedError, code: int, reason: str = "") -> bool:
+    """Say whether a transport has heard that the other end closed with a code: a pipe only hears that it ended.
+
+    An abort between two frames is such an end too; in the middle of one it is abnormal everywhere.
+    """
+    if "the other end has closed it" in closed.reason:
+        return closed.code == CloseCode.NORMAL
+    return closed.code == code and reason in ("", closed.reason)
+
+
+def takes(open_pair: OpenPair, text: str) -> bool:
+    """Say whether a text can be a frame: a line that is blank cannot."""
+    return open_pair is not lines or bool(text.strip())

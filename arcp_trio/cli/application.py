@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -19,17 +20,22 @@ from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
 
 from .._version import __version__
 from .cancel import cancel as run_cancel
-from .connect import Target
+from .connect import DEFAULT_URL, Target, read_command
 from .demo import demo as run_demo
 from .errors import CommandError, ExitCode
 from .interrupts import run_interruptible
+from .jobs import JobsOptions, read_created_after
+from .jobs import jobs as run_jobs
 from .results import check_output
 from .serve import ServeOptions, load_agents, make_verifier
 from .serve import serve as run_serve
+from .serve import serve_on_stdio as run_serve_on_stdio
 from .submit import SubmitOptions, read_input
 from .submit import submit as run_submit
 from .terminal import complain, log_to_stderr
 from .text import clean
+from .watch import WatchOptions
+from .watch import watch as run_watch
 
 __all__ = ["app", "run"]
 
@@ -45,7 +51,11 @@ _Token = Annotated[str | None, Parameter(name="--token", env_var="ARCP_TOKEN")]
 _Flag = Parameter(negative="", show_default=False)
 _AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
 
-_DEFAULT_URL = "ws://127.0.0.1:7777/arcp"
+_Output = Annotated[Path | None, Parameter(name="--output")]
+_ReconnectSeconds = Annotated[float, Parameter(name="--reconnect-seconds")]
+
+_RECONNECT_SECONDS = 600.0
+_DEFAULT_PORT = 7777
 _LARGEST_PORT = 65_535
 # An option with its value, as the parser's messages quote it, up to the end of their sentence.
 _SECRET = re.compile(r"(--?[A-Za-z][\w-]*)=.*?(?=\.(?: Did you mean|$)|$)")
@@ -56,37 +66,62 @@ def serve(
     agents: Annotated[str, Parameter(name="MODULE:AGENTS")],
     /,
     *,
-    host: str = "127.0.0.1",
-    port: int = 7777,
+    host: str | None = None,
+    port: int | None = None,
     token: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     anonymous: Annotated[bool, _Flag] = False,
     allow_plaintext: Annotated[bool, _Flag] = False,
+    stdio: Annotated[bool, _Flag] = False,
+    principal: str | None = None,
     shutdown_seconds: float = 10.0,
     verbose: Annotated[bool, _Flag] = False,
 ) -> ExitCode:
-    """Serve your agents on a WebSocket port.
+    """Serve your agents on a WebSocket port, or over stdin and stdout.
 
     The first line on stdout is "listening on URL"; the log goes to stderr. SIGINT (control-C) and SIGTERM shut down
     in phases: every running job ends with its terminal event before the connections are closed. The exit code is 0
     then, and 70 where an agent refused to stop and had to be abandoned.
 
+    With --stdio nothing but the protocol is on stdout, one message a line, whatever the agents print: that goes to
+    stderr. The end of stdin shuts down as a signal does.
+
     Args:
         agents: An arcp_trio.Agents in a module that is installed or lies in the current directory, for example
             myagents:agents.
-        host: The address to listen on.
-        port: The port; 0 picks a free one.
+        host: The address to listen on; 127.0.0.1 if it is not given.
+        port: The port, 7777 if it is not given; 0 picks a free one.
         token: TOKEN=PRINCIPAL: who shows TOKEN is PRINCIPAL. May be given several times. Command lines show in
             process lists: the environment variable ARCP_TOKENS takes the same, with commas between.
         anonymous: Let everybody in, without tokens.
         allow_plaintext: Serve other machines without encryption, for example behind a proxy that does TLS.
+        stdio: Serve the program that starts this one, over stdin and stdout. It needs no token.
+        principal: With --stdio: who that program is; "stdio" if it is not given.
         shutdown_seconds: How long a shutdown may take.
         verbose: Log more.
     """
     log_to_stderr(logging.DEBUG if verbose else logging.INFO, server=True)
-    if not 0 <= port <= _LARGEST_PORT:
-        raise CommandError(f"--port: expected a number between 0 and {_LARGEST_PORT}, got {port}", ExitCode.USAGE)
     if not 0 <= shutdown_seconds < math.inf:
         raise CommandError(f"--shutdown-seconds: expected 0 or more, got {shutdown_seconds:g}", ExitCode.USAGE)
+    if stdio:
+        of_ports = {
+            "--host": host is not None,
+            "--port": port is not None,
+            "--token": token,
+            "--anonymous": anonymous,
+            "--allow-plaintext": allow_plaintext,
+        }
+        for option, given in of_ports.items():
+            if given:
+                raise CommandError(f"{option} is for a port: it does not go with --stdio", ExitCode.USAGE)
+        if principal is not None and not principal.strip():
+            raise CommandError("--principal: expected a name, got nothing", ExitCode.USAGE)
+        return trio.run(run_serve_on_stdio, agents, principal or "stdio", shutdown_seconds)
+    if principal is not None:
+        raise CommandError("--principal is for --stdio: on a port, tokens say who is who", ExitCode.USAGE)
+    host = "127.0.0.1" if host is None else host
+    port = _DEFAULT_PORT if port is None else port
+    if not 0 <= port <= _LARGEST_PORT:
+        raise CommandError(f"--port: expected a number between 0 and {_LARGEST_PORT}, got {port}", ExitCode.USAGE)
     verifier = make_verifier(token, os.environ, anonymous=anonymous)
     options = ServeOptions(host=host, port=port, allow_plaintext=allow_plaintext, shutdown_seconds=shutdown_seconds)
     return trio.run(run_serve, load_agents(agents), verifier, options)
@@ -98,27 +133,36 @@ def submit(
     input: Annotated[str, Parameter(allow_leading_hyphen=True)] = "null",  # noqa: A002  # the protocol's name
     /,
     *,
-    url: _Url = _DEFAULT_URL,
+    url: _Url = DEFAULT_URL,
     token: _Token = None,
+    command: str | None = None,
     max_runtime_sec: float | None = None,
-    output: Path | None = None,
+    output: _Output = None,
+    reconnect_seconds: _ReconnectSeconds = _RECONNECT_SECONDS,
     json: _AsJson = False,
     allow_plaintext: Annotated[bool, _Flag] = False,
 ) -> ExitCode:
     """Submit a job, follow it live, and print its result.
 
-    The result goes to stdout, everything else to stderr. Control-C cancels the job and shows how it ended; a second
-    control-C leaves at once. The exit code is 0 where the job succeeded, 1 where it did not or was refused, 2 for a
-    wrong command line, 130 after control-C.
+    The result goes to stdout, everything else to stderr. A connection that is lost is got back, and no event is missed.
+    Control-C asks whether to cancel the job: yes cancels it and shows how it ended; no, or no answer, leaves it
+    running ("arcp-trio watch" shows it again). Where nobody can be asked (stdin or stderr is no terminal, or with
+    --json), or with --command, it cancels. A second control-C leaves at once. The exit code is 0 where the job
+    succeeded, 1 where it did not or was refused, or the session was lost, 2 for a wrong command line, 130 after
+    control-C.
 
     Args:
         agent: The agent: NAME or NAME@VERSION.
         input: The job's input, as JSON; "-" reads it from stdin.
         url: Where the runtime is.
         token: Your token. Command lines show in process lists: better set ARCP_TOKEN.
+        command: Start the runtime with this, and speak over its stdin and stdout, in place of --url. It ends with the
+            job. For example "arcp-trio serve myagents:agents --stdio".
         max_runtime_sec: End the job as timed out after so many seconds.
         output: Write the result into this file.
-        json: Print a line of JSON for each event, and one for how the job ended, on stdout.
+        reconnect_seconds: How long a lost connection is tried to get back; 0 for not at all.
+        json: Print a line of JSON for each event, one where the connection is lost or comes back, and one for how the
+            job ended, on stdout.
         allow_plaintext: Send the token to another machine without encryption.
     """
     log_to_stderr(logging.WARNING)
@@ -128,18 +172,118 @@ def submit(
         max_runtime_sec=max_runtime_sec,
         output=output,
         as_json=json,
+        reconnect_seconds=_check_reconnect(reconnect_seconds),
     )
     if output is not None:
         check_output(output)
-    return trio.run(run_submit, Target(url=url, token=token, allow_plaintext=allow_plaintext), options)
+    target = Target(
+        url=url,
+        token=token,
+        command=None if command is None else read_command(command),
+        allow_plaintext=allow_plaintext,
+    )
+    return trio.run(run_submit, target, options)
 
 
-@app.command(sort_key=4, usage="Usage: arcp-trio cancel JOB_ID [OPTIONS]", help_epilogue="")
+@app.command(sort_key=4, usage="Usage: arcp-trio watch JOB_ID [OPTIONS]", help_epilogue="")
+def watch(
+    job_id: str,
+    /,
+    *,
+    url: _Url = DEFAULT_URL,
+    token: _Token = None,
+    no_history: Annotated[bool, _Flag] = False,
+    output: _Output = None,
+    reconnect_seconds: _ReconnectSeconds = _RECONNECT_SECONDS,
+    json: _AsJson = False,
+    allow_plaintext: Annotated[bool, _Flag] = False,
+) -> ExitCode:
+    """Follow a job that was submitted elsewhere, live, and print its result.
+
+    Begins with the events that the runtime still has; a job that has ended shows them and its end. Control-C leaves:
+    the job goes on. The result goes to stdout, everything else to stderr. The exit code is 0 where the job succeeded, 1
+    where it did not or was refused, or the session was lost, 2 for a wrong command line, 130 after control-C.
+
+    Args:
+        job_id: The job's id, as "arcp-trio jobs" shows it.
+        url: Where the runtime is.
+        token: Your token. Command lines show in process lists: better set ARCP_TOKEN.
+        no_history: Begin with what happens from now on. Of a result that was streamed in part the rest is no result.
+        output: Write the result into this file.
+        reconnect_seconds: How long a lost connection is tried to get back; 0 for not at all.
+        json: Print a line of JSON for how the job stands, for each event, where the connection is lost or comes back,
+            and for how the job ended, on stdout.
+        allow_plaintext: Send the token to another machine without encryption.
+    """
+    log_to_stderr(logging.WARNING)
+    options = WatchOptions(
+        job_id=job_id,
+        history=not no_history,
+        output=output,
+        as_json=json,
+        reconnect_seconds=_check_reconnect(reconnect_seconds),
+    )
+    if output is not None:
+        check_output(output)
+    return trio.run(run_watch, Target(url=url, token=token, allow_plaintext=allow_plaintext), options)
+
+
+@app.command(sort_key=5, usage="Usage: arcp-trio jobs [OPTIONS]", help_epilogue="")
+def jobs(
+    *,
+    url: _Url = DEFAULT_URL,
+    token: _Token = None,
+    status: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    agent: str | None = None,
+    created_after: str | None = None,
+    limit: int = 1_000,
+    follow: Annotated[bool, _Flag] = False,
+    interval_seconds: float = 2.0,
+    reconnect_seconds: _ReconnectSeconds = _RECONNECT_SECONDS,
+    json: _AsJson = False,
+    allow_plaintext: Annotated[bool, _Flag] = False,
+) -> ExitCode:
+    """List your jobs, oldest first.
+
+    Those that run, and those that have ended and are remembered. EVENTS counts what a job has sent. With --follow each
+    new job, and each change of one, is another line, until control-C; the exit code is 130 then, 1 where the runtime
+    refused or was lost, 2 for a wrong command line.
+
+    Args:
+        url: Where the runtime is.
+        token: Your token. Command lines show in process lists: better set ARCP_TOKEN.
+        status: Only jobs in this state: pending, running, success, error, cancelled or timed_out. May be given several
+            times.
+        agent: Only jobs of this agent: NAME, or NAME@VERSION.
+        created_after: Only jobs created later: an age like 90s, 15m, 2h or 7d, or a time like 2026-05-13T19:42:13Z.
+        limit: Show only the newest so many.
+        follow: Go on showing what changes.
+        interval_seconds: How often --follow looks for new jobs, which the protocol does not announce. The end of one
+            that is shown is announced, and shown at once.
+        reconnect_seconds: How long --follow tries to get a lost connection back; 0 for not at all.
+        json: Print a line of JSON for each job.
+        allow_plaintext: Send the token to another machine without encryption.
+    """
+    log_to_stderr(logging.WARNING)
+    options = JobsOptions(
+        statuses=status,
+        agent=agent,
+        created_after=None if created_after is None else read_created_after(created_after, datetime.now(UTC)),
+        limit=limit,
+        as_json=json,
+        follow=follow,
+        interval_seconds=interval_seconds,
+        reconnect_seconds=_check_reconnect(reconnect_seconds),
+    )
+    return trio.run(run_jobs, Target(url=url, token=token, allow_plaintext=allow_plaintext), options)
+
+
+@app.command(sort_key=6, usage="Usage: arcp-trio cancel JOB_ID [OPTIONS]", help_epilogue="")
 def cancel(
     job_id: str,
     /,
     *,
-    url: _Url = _DEFAULT_URL,
+    url: _Url = DEFAULT_URL,
     token: _Token = None,
     reason: str = "cancelled on the command line",
     json: _AsJson = False,
@@ -177,6 +321,12 @@ def demo(*, json: _AsJson = False) -> ExitCode:
     """
     log_to_stderr(logging.CRITICAL)
     return trio.run(partial(run_demo, as_json=json))
+
+
+def _check_reconnect(seconds: float) -> float:
+    if not 0 <= seconds < math.inf:
+        raise CommandError(f"--reconnect-seconds: expected 0 or more, got {seconds:g}", ExitCode.USAGE)
+    return seconds
 
 
 def _usage_message(error: CycloptsError) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from ..wire.errors import ARCPError, ConnectionLostError, UnauthenticatedError
+from ..wire.errors import ARCPError, ConnectionLostError, ResumeWindowExpiredError, UnauthenticatedError
 from .text import clean
 
-__all__ = ["CommandError", "ExitCode", "describe_error", "describe_refusal", "leaves"]
+__all__ = ["CommandError", "ExitCode", "describe_error", "describe_lost", "describe_refusal", "leaves"]
 
 
 class ExitCode(IntEnum):
@@ -60,6 +60,13 @@ def describe_refusal(error: ARCPError, *, has_token: bool) -> str:
         hint = "is the token right?" if has_token else "give a token in ARCP_TOKEN or with --token"
         return f"{describe_error(error)} ({hint})"
     return describe_error(error)
+
+
+def describe_lost(error: ARCPError) -> str:
+    """Return why a session was lost, in one line: what the client says of it needs no code before it."""
+    if isinstance(error, (ConnectionLostError, ResumeWindowExpiredError)):
+        return clean(error.message)
+    return f"the session was lost: {describe_error(error)}"
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 import trio
 
 from .errors import ExitCode
 
-__all__ = ["run_interruptible"]
+__all__ = ["run_beside", "run_interruptible"]
+
+T = TypeVar("T")
+
+
+async def run_beside(body: Callable[[], Awaitable[T]], *beside: Callable[[], Awaitable[object]]) -> T:
+    """Run ``body`` and return what it returns, with other tasks that run until then and no longer.
+
+    What the body raises leaves as it is, not in a group; what another task raises leaves in one.
+
+    Cancellation: all are cancelled.
+    """
+    result: list[T] = []
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        for task in beside:
+            nursery.start_soon(task)
+        try:
+            result.append(await body())
+        except Exception as exc:  # noqa: BLE001  # raised below, outside of the nursery that would wrap it
+            failure = exc
+        nursery.cancel_scope.cancel(reason="the command has ended")
+    if failure is not None:
+        raise failure
+    return result[0]
 
 
 async def run_interruptible(
@@ -26,22 +51,12 @@ async def run_interruptible(
 
     Cancellation: the body is cancelled.
     """
-    code = ExitCode.INTERRUPTED
-    failure: Exception | None = None
+    with trio.open_signal_receiver(signal.SIGINT) as signals, trio.CancelScope() as scope:
 
-    async def watch(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-        async for _ in signals:
-            if not on_interrupt():
-                scope.cancel(reason="control-C")
+        async def watch(signals: AsyncIterator[int] = signals) -> None:
+            async for _ in signals:
+                if not on_interrupt():
+                    scope.cancel(reason="control-C")
 
-    with trio.open_signal_receiver(signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch, signals, nursery.cancel_scope)
-            try:
-                code = await body()
-            except Exception as exc:  # noqa: BLE001  # raised below, outside of the nursery that would wrap it
-                failure = exc
-            nursery.cancel_scope.cancel(reason="the command has ended")
-    if failure is not None:
-        raise failure
-    return code
+        return await run_beside(body, watch)
+    return ExitCode.INTERRUPTED

@@ -1,4 +1,4 @@
-"""``arcp-trio serve``: a runtime with the user's agents, behind a WebSocket gateway, until a signal."""
+"""``arcp-trio serve``: a runtime with the user's agents, on a WebSocket port or over stdio, until a signal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -17,17 +17,21 @@ from typing import NoReturn
 import attrs
 import trio
 
-from ..gateway import Listening, serve_websocket
+from ..gateway import Listening, serve_stdio, serve_websocket
 from ..jobs.agents import Agents
 from ..limits import Limits
 from ..runtime import Runtime, open_runtime
 from ..sessions.auth import AnonymousAccess, StaticTokens, Verifier
+from ..transports.stdio import open_stdio
 from .errors import CommandError, ExitCode
 from .text import clean
 
-__all__ = ["ServeOptions", "load_agents", "make_verifier", "serve"]
+__all__ = ["ServeOptions", "load_agents", "make_verifier", "serve", "serve_on_stdio"]
 
 logger = logging.getLogger("arcp_trio.cli")
+
+_STDIO_CHUNK_BYTES = 40 * 1024
+"""In base64 a line of less than 60 KB: one implementation reads no more than 64 KiB of one (interop.md, section 1)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -128,7 +132,7 @@ def make_verifier(tokens: Sequence[str], environment: Mapping[str, str], *, anon
 
 
 async def serve(agents: Agents, verifier: Verifier, options: ServeOptions) -> ExitCode:
-    """Serve until SIGINT or SIGTERM, then shut down in phases.
+    """Serve on a port until SIGINT or SIGTERM, then shut down in phases.
 
     The first line on stdout is ``listening on URL``. Where an agent refuses to stop, the process ends here, with
     ``ABANDONED``: leaving the runtime would wait for that agent, perhaps for ever.
@@ -146,7 +150,58 @@ async def serve(agents: Agents, verifier: Verifier, options: ServeOptions) -> Ex
 
     Cancellation: shuts down likewise.
     """
-    limits = Limits(shutdown_seconds=options.shutdown_seconds)
+
+    async def start(runtime: Runtime, nursery: trio.Nursery, _: trio.Event) -> None:
+        await _listen(runtime, nursery, agents, options)
+
+    return await _serve(agents, verifier, Limits(shutdown_seconds=options.shutdown_seconds), start)
+
+
+async def serve_on_stdio(reference: str, principal: str, shutdown_seconds: float) -> ExitCode:
+    """Serve whoever started this process, over stdin and stdout, until stdin ends or a signal; else as :func:`serve`.
+
+    Args:
+        reference: The agents, for :func:`load_agents`: what their module prints must not go to stdout.
+        principal: Whose session it is.
+        shutdown_seconds: How long a shutdown may take.
+
+    Raises:
+        CommandError: There are no such agents, or stdin or stdout cannot be used.
+
+    Cancellation: as :func:`serve`.
+    """
+    limits = Limits(shutdown_seconds=shutdown_seconds, chunk_bytes=_STDIO_CHUNK_BYTES)
+    async with AsyncExitStack() as stack:
+        # Behind all else: what the interpreter's end still prints is no frame either.
+        stack.callback(_silence_stdout)
+        try:
+            transport = await stack.enter_async_context(open_stdio(receive_bytes=limits.receive_bytes))
+        except (OSError, NotImplementedError) as exc:
+            raise CommandError(f"--stdio: {exc}", ExitCode.USAGE) from exc
+
+        async def wait_ended(runtime: Runtime, stop: trio.Event) -> None:
+            await serve_stdio(runtime, transport, principal=principal)
+            stop.set()
+
+        async def start(runtime: Runtime, nursery: trio.Nursery, stop: trio.Event) -> None:
+            nursery.start_soon(wait_ended, runtime, stop, name="arcp stdio")
+            await trio.lowlevel.checkpoint()
+
+        agents = load_agents(reference)
+        logger.info("serving on stdin and stdout, for %s; agents: %s", principal, _names(agents))
+        return await _serve(agents, None, limits, start)
+
+
+def _silence_stdout() -> None:
+    with suppress(OSError):
+        os.dup2(2, 1)
+
+
+_Start = Callable[[Runtime, trio.Nursery, trio.Event], Awaitable[None]]
+
+
+async def _serve(agents: Agents, verifier: Verifier | None, limits: Limits, start: _Start) -> ExitCode:
+    """Run a runtime, and what ``start`` starts with it, until a signal or until that sets the event."""
     # What the receiver puts back when it is left: a signal that comes after the shutdown has nothing left to
     # stop, and must neither kill the process nor raise.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -156,11 +211,10 @@ async def serve(agents: Agents, verifier: Verifier, options: ServeOptions) -> Ex
             failure: Exception | None = None
             async with trio.open_nursery() as nursery:
                 stop = trio.Event()
-                nursery.start_soon(_watch, signals, stop)
+                nursery.start_soon(_watch, signals, stop, limits.shutdown_seconds)
                 try:
-                    await _listen(runtime, nursery, agents, options)
+                    await start(runtime, nursery, stop)
                     await stop.wait()
-                    logger.info("shutting down, within %g seconds", options.shutdown_seconds)
                 except CommandError as exc:
                     failure = exc
                 finally:
@@ -191,14 +245,19 @@ async def _listen(runtime: Runtime, nursery: trio.Nursery, agents: Agents, optio
         raise CommandError(message, ExitCode.USAGE) from exc
     sys.stdout.write(f"listening on {listening.url}\n")
     sys.stdout.flush()
-    names = [f"{entry.name}@{entry.default}" for entry in agents.inventory().entries]
-    logger.info("agents: %s", ", ".join(names) or "none")
+    logger.info("agents: %s", _names(agents))
 
 
-async def _watch(signals: AsyncIterator[int], stop: trio.Event) -> None:
+def _names(agents: Agents) -> str:
+    return ", ".join(f"{entry.name}@{entry.default}" for entry in agents.inventory().entries) or "none"
+
+
+async def _watch(signals: AsyncIterator[int], stop: trio.Event, shutdown_seconds: float) -> None:
     async for number in signals:
         if stop.is_set():
             logger.info("%s: already shutting down", signal.Signals(number).name)
+        else:
+            logger.info("shutting down, within %g seconds", shutdown_seconds)
         stop.set()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -10,19 +12,23 @@ import trio
 
 from ..client.client import Client
 from ..client.job_handle import JobHandle
-from ..client.results import ResultFile
-from ..wire.errors import AgentNotAvailableError, ARCPError, ConnectionLostError
+from ..wire.errors import AgentNotAvailableError, ARCPError, ConnectionLostError, ResumeWindowExpiredError
 from ..wire.jsontext import JSONValue, decode_json
+from .asking import ask, can_ask
 from .cancel import describe_outcome, describe_refused_cancel
 from .connect import CLIENT_LIMITS, Target, open_session
-from .errors import CommandError, ExitCode, describe_error, describe_refusal
-from .interrupts import run_interruptible
-from .results import check_output, describe_terminal, print_result, save_result
-from .terminal import Output
-from .text import clean, size_of
-from .views import JobView, make_view
+from .errors import CommandError, ExitCode, describe_error, describe_lost, describe_refusal
+from .following import Follower
+from .interrupts import run_beside, run_interruptible
+from .results import check_output
+from .text import clean
 
-__all__ = ["SubmitOptions", "read_input", "submit"]
+__all__ = ["ANSWER_SECONDS", "SubmitOptions", "read_input", "submit"]
+
+ANSWER_SECONDS = 15.0
+"""How long control-C's question waits for an answer."""
+# Section 7.4: who leaves gives the cancel away, and should know that before answering.
+_QUESTION = f"cancel the job? If not now, nobody can later. [y/N, no in {ANSWER_SECONDS:g} s]"
 
 
 @attrs.frozen(kw_only=True)
@@ -35,6 +41,7 @@ class SubmitOptions:
         max_runtime_sec: Seconds after which the job ends as timed out.
         output: Where the result goes; ``None`` for stdout.
         as_json: Whether to print lines of JSON.
+        reconnect_seconds: How long a lost connection is tried to get back; 0 for not at all.
     """
 
     agent: str
@@ -42,6 +49,7 @@ class SubmitOptions:
     max_runtime_sec: float | None
     output: Path | None
     as_json: bool
+    reconnect_seconds: float
 
 
 def read_input(text: str) -> JSONValue:
@@ -71,50 +79,48 @@ def read_input(text: str) -> JSONValue:
 
 
 class _Submission:
-    """One run of ``submit``: control-C first cancels the job, then leaves."""
+    """One run of ``submit``: control-C first asks about the job, or cancels it if nobody can be asked, then leaves."""
 
     def __init__(self, target: Target, options: SubmitOptions) -> None:
         self._target = target
         self._options = options
-        self._view: JobView = make_view(as_json=options.as_json)
-        self._can_cancel = False
+        self._follower = Follower(target, as_json=options.as_json, reconnect_seconds=options.reconnect_seconds)
+        self._view = self._follower.view
+        self._job: JobHandle | None = None
+        self._may_exist = False
         self._interrupted = trio.Event()
-        # Inside the session, whose tasks must live to say goodbye: cancelled with them, it waits in vain.
-        self._session_scope: trio.CancelScope | None = None
+        self._cancels = False
 
     def interrupt(self) -> bool:
         """Take a control-C; say whether that was done, or the whole command is to be cancelled."""
-        scope = self._session_scope
-        if scope is None or scope.cancel_called:
-            return False
-        if self._can_cancel and not self._interrupted.is_set():
+        if self._may_exist and not self._interrupted.is_set():
             self._interrupted.set()
-        else:
-            scope.cancel(reason="control-C")
-        return True
+            return True
+        return self._follower.leave("control-C")
 
     async def run(self) -> ExitCode:
         """Submit the job and see it through."""
-        succeeded = False
-        async with open_session(self._target, name="arcp-trio submit") as client:
-            with trio.CancelScope() as self._session_scope:
-                succeeded = await self._run_job(client)
-        if self._interrupted.is_set() or self._session_scope.cancelled_caught:
+        reconnect = self._follower.reconnect
+        async with open_session(self._target, name="arcp-trio submit", reconnect=reconnect) as client:
+            succeeded = await self._follower.run(partial(self._run_job, client))
+            if succeeded is None and self._job is not None and self._job.terminal is None:
+                await self._follower.say_left(self._job, cancels=self._cancels)
+        if succeeded is None or self._cancels:
             return ExitCode.INTERRUPTED
         return ExitCode.OK if succeeded else ExitCode.FAILED
 
     async def _run_job(self, client: Client) -> bool:
-        # From here on the job may exist: control-C must not leave it behind.
-        self._can_cancel = True
-        job = await self._submit(client)
+        # From here on the job may exist: control-C must not leave it behind unasked.
+        self._may_exist = True
+        job = self._job = await self._submit(client)
         with self._view.open():
             started = trio.current_time()
-            await self._view.accepted(job)
-            failure, result = await self._follow(job)
-            self._can_cancel = False
-            await self._view.ended(job, trio.current_time() - started, failure)
-        await self._deliver(job, failure, result)
-        return failure is None
+            await self._view.began(job)
+            ending = await run_beside(partial(self._follower.follow, job), partial(self._heed_interrupt, job))
+            self._may_exist = False
+            await self._view.ended(job, trio.current_time() - started, ending.failure)
+        await self._follower.deliver(job, ending, self._options.output)
+        return ending.failure is None
 
     async def _submit(self, client: Client) -> JobHandle:
         options = self._options
@@ -124,32 +130,23 @@ class _Submission:
             names = [entry.name for entry in client.welcome.capabilities.agents or ()]
             there = f"; there are: {clean(', '.join(names))}" if names else ""
             raise CommandError(f"refused: {describe_error(exc)}{there}") from exc
+        except (ConnectionLostError, ResumeWindowExpiredError) as exc:
+            see = f"; see: {self._target.hint('jobs')}" if self._target.is_shared else ""
+            raise CommandError(f"{describe_lost(exc)}{see}") from exc
         except ARCPError as exc:
             raise CommandError(f"refused: {describe_refusal(exc, has_token=True)}") from exc
 
-    async def _follow(self, job: JobHandle) -> tuple[ARCPError | None, JSONValue | bytes | ResultFile]:
-        """Show the events; return how the job ended."""
-        lost: ConnectionLostError | None = None
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self._view.run)
-            nursery.start_soon(self._cancel_when_interrupted, job)
-            try:
-                async for event in job.events():
-                    await self._view.event(event)
-            except ConnectionLostError as exc:
-                lost = exc
-            # Before its task is cancelled: a write that is left half done would mix with the next one.
-            await self._view.flush()
-            nursery.cancel_scope.cancel(reason="the job has ended")
-        if lost is not None:
-            raise CommandError(f"{clean(lost.message)}; {clean(job.job_id)} may still run") from lost
-        try:
-            return None, await job.result()
-        except ARCPError as exc:
-            return exc, None
-
-    async def _cancel_when_interrupted(self, job: JobHandle) -> None:
+    async def _heed_interrupt(self, job: JobHandle) -> None:
         await self._interrupted.wait()
+        # With --json a program reads along, and what it started is expected to end with it. So it is with a runtime.
+        if self._target.is_shared and not self._options.as_json and can_ask():
+            answer = await self._ask(job)
+            if answer is None:
+                return
+            if not answer:
+                self._follower.leave("detached")
+                return
+        self._cancels = True
         await self._view.note("cancelling the job; control-C again leaves at once")
         try:
             outcome = await job.cancel("control-C at the terminal that submitted it")
@@ -159,17 +156,20 @@ class _Submission:
             if not outcome.applied:
                 await self._view.note(describe_outcome(job.job_id, outcome))
 
-    async def _deliver(self, job: JobHandle, failure: ARCPError | None, result: JSONValue | bytes | ResultFile) -> None:
-        options = self._options
-        saved: tuple[Path, int] | None = None
-        if failure is None and options.output is not None:
-            saved = options.output, await save_result(job, result, options.output)
-        if options.as_json:
-            await Output(1).print(describe_terminal(job, failure, result, saved))
-        elif failure is None and saved is None:
-            await print_result(job, result)
-        elif saved is not None:
-            await Output(2).print(f"saved {size_of(saved[1])} in {clean(str(saved[0]))}")
+    async def _ask(self, job: JobHandle) -> bool | None:
+        """Ask whether to cancel the job; ``None`` where it ended before there was an answer."""
+        answer: bool | None = None
+
+        async def withdraw() -> None:
+            with suppress(ARCPError):
+                await job.wait_ended()
+            nursery.cancel_scope.cancel(reason="the job has ended")
+
+        async with self._follower.paused(), trio.open_nursery() as nursery:
+            nursery.start_soon(withdraw)
+            answer = await ask(_QUESTION, seconds=ANSWER_SECONDS)
+            nursery.cancel_scope.cancel(reason="answered")
+        return answer
 
 
 async def submit(target: Target, options: SubmitOptions) -> ExitCode:
@@ -182,10 +182,11 @@ async def submit(target: Target, options: SubmitOptions) -> ExitCode:
         options: What to submit and how to show it.
 
     Returns:
-        ``OK`` where the job succeeded, ``FAILED`` where it did not, ``INTERRUPTED`` after control-C.
+        ``OK`` where the job succeeded, ``FAILED`` where it did not, ``INTERRUPTED`` after a control-C that cancelled
+        the job or left it.
 
     Raises:
-        CommandError: The runtime cannot be reached, refused the job or was lost.
+        CommandError: The runtime cannot be reached or refused the job, or the session was lost for good.
         BrokenPipeError: Nobody reads stdout any more.
 
     Cancellation: the session is closed; the job goes on.

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from ..client.events import Event, Skipped
+from ..client.reconnect import ConnectionState
+from ..transports.base import CloseCode, TransportClosedError
 from ..wire.jsontext import JSONValue, encode_json
 
-__all__ = ["clean", "count_of", "describe_event", "describe_progress", "short_id", "size_of"]
+__all__ = [
+    "age_of",
+    "clean",
+    "count_of",
+    "describe_connection",
+    "describe_event",
+    "describe_progress",
+    "describe_quantity",
+    "short_id",
+    "size_of",
+]
 
 _SHORT_ID = 8
 _BINARY_KIB = 1024
+_BROKEN = str(TransportClosedError(CloseCode.ABNORMAL))
 MAX_LINE = 2_000
 """Characters of one value that are shown; what is longer is cut, with an ellipsis."""
 
@@ -60,6 +73,15 @@ def size_of(size: int) -> str:
     return f"{value:,.1f} GiB"
 
 
+def age_of(seconds: float) -> str:
+    """Return a time span for people, in its largest unit: ``59s``, ``12m``, ``3h``, ``5d``."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    # A clock that is behind the runtime's sees jobs of the future.
+    return f"{max(0, int(seconds))}s"
+
+
 def short_id(job_id: str) -> str:
     """Return the end of an id: ids of one moment differ only there."""
     job_id = clean(job_id)
@@ -73,6 +95,27 @@ def describe_progress(body: dict[str, JSONValue]) -> str:
         amount = f"{amount}/{_number(body['total'])}"
     units = body.get("units")
     return f"{amount} {_compact(units)}" if units else amount
+
+
+def describe_quantity(value: JSONValue, unit: JSONValue = None) -> str:
+    """Return a number with its unit: ``1,024 files``, ``0.25 USD``."""
+    return f"{_number(value)} {_compact(unit)}" if unit else _number(value)
+
+
+def describe_connection(state: ConnectionState) -> str | None:
+    """Return what is worth saying about a connection, in one line; ``None`` where nothing is.
+
+    A loss is told with the first attempt to repair it, which follows at once, and what gives the session up
+    is told by the error of whatever waits.
+    """
+    if state.phase == "retrying":
+        # The code says no more than that: there was no goodbye.
+        reason = state.reason.removeprefix(_BROKEN).removeprefix(": ") or "it broke off"
+        return f"lost: {clean(reason)}; retrying in {state.delay_seconds:.1f} s (attempt {state.attempt})"
+    if state.phase == "reopened":
+        # The client does so where nothing can have been missed: nobody waited for an event.
+        return "back, with a new session"
+    return "back: nothing was missed" if state.phase == "resumed" else None
 
 
 def describe_event(event: Event | Skipped) -> tuple[str, str]:
@@ -96,12 +139,8 @@ def describe_event(event: Event | Skipped) -> tuple[str, str]:
             phase = _compact(body.get("phase", ""))
             return "status", f"{phase}: {_compact(message)}" if message else phase
         case "metric":
-            unit = body.get("unit")
-            amount = _number(body.get("value"))
-            return (
-                "metric",
-                f"{_compact(body.get('name', ''))} = {amount}{f' {_compact(unit)}' if unit else ''}",
-            )
+            amount = describe_quantity(body.get("value"), body.get("unit"))
+            return "metric", f"{_compact(body.get('name', ''))} = {amount}"
         case "progress":
             message = body.get("message")
             amount = describe_progress(body)

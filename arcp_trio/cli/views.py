@@ -1,20 +1,22 @@
-"""How ``arcp-trio submit`` shows a job while it runs: as JSON, as plain lines, or live on a terminal."""
+"""How ``submit`` and ``watch`` show a job while it runs: as JSON, as plain lines, or live on a terminal."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
 from ..client.events import Event, Skipped
 from ..client.job_handle import JobHandle
+from ..client.reconnect import ConnectionState
 from ..wire.errors import ARCPError
 from ..wire.jsontext import encode_json
 from .bars import STATUS_STYLES, JobBars, styled_status
 from .errors import describe_error
 from .terminal import LineWriter, Output, make_console
-from .text import clean, describe_event
+from .text import clean, describe_connection, describe_event, describe_quantity
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +26,8 @@ __all__ = ["JSONView", "JobView", "LiveView", "PlainView", "Throttle", "make_vie
 
 _PROGRESS_SECONDS = 1.0
 _LABEL_WIDTH = 11
+# The first says what broke the connection, the second why there is no other.
+_ATTEMPTS_IN_FULL = 2
 
 
 class JobView(Protocol):
@@ -33,14 +37,24 @@ class JobView(Protocol):
         """Return what the view is on within."""
         ...
 
-    async def accepted(self, job: JobHandle) -> None:
-        """Show that the job was accepted."""
+    async def began(self, job: JobHandle) -> None:
+        """Show that the job was accepted, or is watched from now on."""
 
     async def event(self, event: Event | Skipped) -> None:
         """Show an event."""
 
-    async def note(self, line: str) -> None:
-        """Show what the command itself has to say."""
+    async def connection(self, state: ConnectionState) -> None:
+        """Show that the connection was lost, or came back."""
+
+    async def note(self, line: str, *, label: str = "-") -> None:
+        """Show what the command itself has to say; ``label`` says in a word what about."""
+
+    def paused(self) -> AbstractAsyncContextManager[None]:
+        """Return what leaves the terminal to a question, with all written that was shown before it.
+
+        Within it nothing may be shown.
+        """
+        ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write what is shown, in the background, until cancelled."""
@@ -48,8 +62,27 @@ class JobView(Protocol):
     async def flush(self) -> None:
         """Wait until all that was shown is written."""
 
-    async def ended(self, job: JobHandle, seconds: float, failure: ARCPError | None) -> None:
-        """Show how the job ended, but not its result."""
+    async def ended(self, job: JobHandle, seconds: float | None, failure: ARCPError | None) -> None:
+        """Show how the job ended, but not its result; ``seconds`` after it was accepted, if that is known."""
+
+
+def _describe_beginning(job: JobHandle) -> tuple[str, str, str | None]:
+    """Return a label and a line about a job that is shown from now on, and a line about what is missing of it."""
+    name = f"{clean(job.agent)} as {clean(job.job_id)}"
+    there = job.subscribed
+    if there is None:
+        return "accepted", name, None
+    missing = None
+    if there.truncated_before is not None:
+        missing = f"its events before number {there.truncated_before:,} are kept no longer"
+    left = ", ".join(_budget_of(job).values())
+    return "watching", f"{name}, {clean(there.current_status)}{f', {left} left' if left else ''}", missing
+
+
+def _budget_of(job: JobHandle) -> dict[str, str]:
+    """Return what is left of a watched job's budget, for each currency, where the runtime says it."""
+    budget = job.subscribed.budget if job.subscribed is not None else None
+    return {currency: describe_quantity(value, currency) for currency, value in (budget or {}).items()}
 
 
 class Throttle:
@@ -77,8 +110,15 @@ class JSONView:
         """Do nothing: lines need no beginning."""
         return nullcontext()
 
-    async def accepted(self, job: JobHandle) -> None:
-        """Show nothing: each line names the job."""
+    async def began(self, job: JobHandle) -> None:
+        """Show nothing of a job that was accepted: each line names it. Of one that is watched: how it stands."""
+        there = job.subscribed
+        if there is None:
+            return
+        line: dict[str, Any] = {"type": "watching", "job_id": job.job_id, "agent": job.agent}
+        line |= {"status": there.current_status, "budget": there.budget, "parent_job_id": there.parent_job_id}
+        line |= {"trace_id": there.trace_id, "truncated_before": there.truncated_before}
+        await self._output.print(encode_json(line).decode())
 
     async def event(self, event: Event | Skipped) -> None:
         """Print an event."""
@@ -90,9 +130,22 @@ class JSONView:
             line |= {"event_seq": event.event_seq, "ts": event.ts, "body": event.body}
         await self._output.print(encode_json(line).decode())
 
-    async def note(self, line: str) -> None:
+    async def connection(self, state: ConnectionState) -> None:
+        """Print each change of the connection."""
+        line: dict[str, Any] = {"type": "connection", "state": state.phase, "reason": state.reason}
+        if state.phase == "retrying":
+            line |= {"attempt": state.attempt, "delay_seconds": round(state.delay_seconds, 3)}
+        await self._output.print(encode_json(line).decode())
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncGenerator[None]:
+        """Write all lines before the question."""
+        await self.flush()
+        yield
+
+    async def note(self, line: str, *, label: str = "-") -> None:
         """Print on stderr what is no JSON."""
-        await Output(2).print(line)
+        await Output(2).print(line if label == "-" else f"{label}: {line}")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC128
         """Write the lines; the output says that it has started."""
@@ -102,7 +155,7 @@ class JSONView:
         """Wait until the lines are written."""
         await self._output.flush()
 
-    async def ended(self, job: JobHandle, seconds: float, failure: ARCPError | None) -> None:
+    async def ended(self, job: JobHandle, seconds: float | None, failure: ARCPError | None) -> None:
         """Show nothing: the line of the terminal event says it."""
 
 
@@ -120,9 +173,12 @@ class PlainView:
     async def _print(self, label: str, line: str) -> None:
         await self._output.print(f"{label:<{_LABEL_WIDTH}} {line}".rstrip())
 
-    async def accepted(self, job: JobHandle) -> None:
+    async def began(self, job: JobHandle) -> None:
         """Print the job's id."""
-        await self._print("accepted", f"{clean(job.agent)} as {clean(job.job_id)}")
+        label, line, missing = _describe_beginning(job)
+        await self._print(label, line)
+        if missing:
+            await self._print("-", missing)
 
     async def event(self, event: Event | Skipped) -> None:
         """Print an event; of progress one line a second."""
@@ -130,9 +186,21 @@ class PlainView:
             return
         await self._print(*describe_event(event))
 
-    async def note(self, line: str) -> None:
+    async def connection(self, state: ConnectionState) -> None:
+        """Print what is worth saying about the connection."""
+        line = describe_connection(state)
+        if line is not None:
+            await self._print("connection", line)
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncGenerator[None]:
+        """Write all lines before the question."""
+        await self.flush()
+        yield
+
+    async def note(self, line: str, *, label: str = "-") -> None:
         """Print what the command has to say."""
-        await self._print("-", line)
+        await self._print(label, line)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC128
         """Write the lines; the output says that it has started."""
@@ -142,10 +210,11 @@ class PlainView:
         """Wait until the lines are written."""
         await self._output.flush()
 
-    async def ended(self, job: JobHandle, seconds: float, failure: ARCPError | None) -> None:
+    async def ended(self, job: JobHandle, seconds: float | None, failure: ARCPError | None) -> None:
         """Print how the job ended."""
         reason = "" if failure is None else f": {describe_error(failure)}"
-        await self._print("ended", f"{clean(job.status)} after {seconds:.1f} s{reason}")
+        duration = "" if seconds is None else f" after {seconds:.1f} s"
+        await self._print("ended", f"{clean(job.status)}{duration}{reason}")
 
 
 class LiveView:
@@ -164,23 +233,47 @@ class LiveView:
         """Return the live display."""
         return self._bars
 
-    async def accepted(self, job: JobHandle) -> None:
+    async def began(self, job: JobHandle) -> None:
         """Print the job's id and draw its bar."""
         await trio.lowlevel.checkpoint()
-        self._bars.print("accepted", f"{clean(job.agent)} as {clean(job.job_id)}")
+        label, line, missing = _describe_beginning(job)
+        self._bars.print(label, line)
+        if missing:
+            self._bars.print("-", missing)
         self._bar = self._bars.add(job.agent.partition("@")[0])
+        self._bars.show_budget(self._bar, _budget_of(job))
 
     async def event(self, event: Event | Skipped) -> None:
         """Show an event."""
-        # Ready events come without a turn of the loop; drawing them must leave one to the connection.
-        await trio.lowlevel.checkpoint()
+        # Nothing is drawn behind a checkpoint: a question may be on the terminal by then.
         if self._bar is not None:
             self._bars.show(self._bar, event)
-
-    async def note(self, line: str) -> None:
-        """Print what the command has to say."""
+        # Ready events come without a turn of the loop; drawing them must leave one to the connection.
         await trio.lowlevel.checkpoint()
-        self._bars.print("-", line)
+
+    async def connection(self, state: ConnectionState) -> None:
+        """Print what is worth saying about the connection."""
+        line = describe_connection(state)
+        if line is not None:
+            if self._bar is not None:
+                offline = f"offline, attempt {state.attempt} in {state.delay_seconds:.1f} s"
+                self._bars.show_alert(self._bar, offline if state.phase == "retrying" else "")
+            # A network that is away for minutes would else push all that the job has said off the screen.
+            if self._bar is None or state.attempt <= _ATTEMPTS_IN_FULL:
+                self._bars.print("connection", line)
+        await trio.lowlevel.checkpoint()
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncGenerator[None]:
+        """Take the bar off the terminal."""
+        await trio.lowlevel.checkpoint()
+        with self._bars.paused():
+            yield
+
+    async def note(self, line: str, *, label: str = "-") -> None:
+        """Print what the command has to say."""
+        self._bars.print(label, line)
+        await trio.lowlevel.checkpoint()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do nothing: the display has a thread of its own."""
@@ -191,13 +284,14 @@ class LiveView:
         """Do nothing: what is shown is drawn."""
         await trio.lowlevel.checkpoint()
 
-    async def ended(self, job: JobHandle, seconds: float, failure: ARCPError | None) -> None:
+    async def ended(self, job: JobHandle, seconds: float | None, failure: ARCPError | None) -> None:
         """Fill the bar, and say below it how the job ended."""
         await trio.lowlevel.checkpoint()
         if self._bar is not None:
             self._bars.end(self._bar, job.status)
         text = styled_status(self._console, job.status)
-        text.append(f" after {seconds:.1f} s", style="default dim")
+        if seconds is not None:
+            text.append(f" after {seconds:.1f} s", style="default dim")
         if failure is not None:
             text.append(f"  {describe_error(failure)}", style=STATUS_STYLES.get(job.status, "red"))
         self._bars.print_last(text)

@@ -75,7 +75,9 @@ class Client:
         self._joining: dict[str, trio.Event] = {}
 
     def __repr__(self) -> str:
-        return f"<Client {self.session_id} {self.state.phase}>"
+        link = self._session.link
+        where = "nowhere" if link is None else link.transport.description
+        return f"<Client {self.session_id} {self.state.phase}, {where}>"
 
     @property
     def session_id(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from contextlib import suppress
 
 import trio
 
@@ -18,7 +19,7 @@ from ..transports.base import CloseCode, Transport, TransportClosedError
 from ..transports.heartbeat import Heartbeat
 from ..transports.writer import FrameWriter
 from ..wire.dialects import Dialect
-from ..wire.errors import HeartbeatLostError, InternalError, UnauthenticatedError
+from ..wire.errors import HeartbeatLostError, InternalError, InvalidRequestError, UnauthenticatedError
 from ..wire.session_messages import SessionPing
 from .auth import Verifier
 from .handshake import HandshakeRefusedError, Welcomed, handshake
@@ -189,8 +190,9 @@ class Connection:
             await self._serve(handler, backlog, welcomed.token)
         except TransportClosedError as exc:
             logger.debug("%r: %s", self, exc)
-            if exc.code == CloseCode.UNSUPPORTED_DATA:
-                with trio.move_on_after(self._limits.close_seconds):
+            if exc.can_send:
+                with suppress(TransportClosedError), trio.move_on_after(self._limits.close_seconds):
+                    await self._transport.send(self._last_words(exc))
                     await self._transport.aclose(exc.code, exc.reason)
         except Exception:
             # A bug in a reader or writer ends its connection, and nothing else.
@@ -300,10 +302,10 @@ class Connection:
             try:
                 frames = list(await self._transport.receive())
             except TransportClosedError as exc:
-                if exc.code != CloseCode.UNSUPPORTED_DATA:
+                if not exc.can_send:
                     raise
                 # Ours to close, behind the answers to what came before it (P4.1).
-                self.close(exc.code, exc.reason)
+                self.close(exc.code, exc.reason, *self._last_words(exc))
                 return
             if self._heartbeat is not None:
                 self._heartbeat.received()
@@ -311,6 +313,14 @@ class Connection:
                 # Whoever speaks after the welcome has its token (P6.8).
                 handler.session.tokens.confirm(token)
                 is_backlog = False
+
+    def _last_words(self, end: TransportClosedError) -> list[bytes]:
+        """Return the frame that tells the peer what a transport without close codes cannot (P4.4)."""
+        if end.code != CloseCode.TOO_LARGE:
+            return []
+        services = self._services
+        replies = self._replies or Replies(services.ids.session(), services.ids, services.clock)
+        return [replies.error(InvalidRequestError(end.reason, details={"limit": "receive_bytes"}))]
 
     async def _finish(self, writer_done: trio.Event) -> None:
         """Flush and close, between whole frames, within one deadline."""

@@ -245,7 +245,7 @@ def _find_session(opening: _Opening, resume: ResumeRequest, principal: Principal
         raise InvalidRequestError(
             f"$.payload.capabilities.features: a session's features are fixed, and this hello lacks {missing}"
         )
-    session.tokens.use(token)
+    session.tokens.confirm(token)
     return session
 
 

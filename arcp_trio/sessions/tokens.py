@@ -55,13 +55,12 @@ class ResumeTokens:
                 found = index
         return found
 
-    def use(self, token: str) -> None:
-        """Drop those that were issued before a token which a client has shown: it will show none of them again."""
+    def confirm(self, token: str) -> None:
+        """Drop those that were issued before a token which its client is known to hold.
+
+        It has shown it, or has sent a message on the connection of its welcome. Those that were issued since stay: the
+        message may come from a connection that another one has just replaced.
+        """
         index = self._find(token)
         if index is not None:
             del self._hashes[:index]
-
-    def confirm(self, token: str) -> None:
-        """Drop all others: a message on the connection of this token's welcome shows that it has arrived."""
-        if self.matches(token):
-            self._hashes = [_hash(token)]

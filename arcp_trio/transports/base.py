@@ -33,12 +33,15 @@ class TransportClosedError(Exception):
     Args:
         code: The close code; 1006 where the connection broke without one.
         reason: The text that came with it, or what broke.
+        can_send: Whether only reading is over: frames can still be sent, and the close, with this code, is left to
+            whoever reads.
     """
 
-    def __init__(self, code: int, reason: str = "") -> None:
+    def __init__(self, code: int, reason: str = "", *, can_send: bool = False) -> None:
         super().__init__(f"closed with code {code}{': ' + reason if reason else ''}")
         self.code = code
         self.reason = reason
+        self.can_send = can_send
 
 
 class Transport(Protocol):

@@ -112,7 +112,7 @@ class WebSocketTransport:
     async def _refuse_binary(self) -> TransportClosedError:
         # Not closed here: the answers to what came before it may still be on their way.
         await trio.lowlevel.checkpoint()
-        return TransportClosedError(CloseCode.UNSUPPORTED_DATA, "ARCP frames are text")
+        return TransportClosedError(CloseCode.UNSUPPORTED_DATA, "ARCP frames are text", can_send=True)
 
     async def send(self, frames: Sequence[bytes]) -> None:
         """Write frames as text messages, with one write."""

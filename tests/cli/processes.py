@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import attrs
 import trio
@@ -18,11 +21,20 @@ TOKEN = "canary-5f1e=="
 """Must appear nowhere: no test that sees a process's output leaves that unchecked."""
 
 AGENTS = r"""
+import os
 import threading
 import trio
 import arcp_trio
 
 agents = arcp_trio.Agents()
+
+
+async def wait_open(gate):
+    descriptor = os.open(gate, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @agents.register("echo")
@@ -66,11 +78,43 @@ async def gate(job, value):
     await trio.sleep_forever()
 
 
+@agents.register("gated")
+async def gated(job, value):
+    # Says something before the gate, and more behind it.
+    await job.progress(1, 3, "steps")
+    await job.log("info", "before")
+    await wait_open(value)
+    for step in range(100):
+        await job.log("info", f"after {step}")
+    await job.progress(3, 3, "steps")
+    return "opened"
+
+
+@agents.register("slow_text")
+async def slow_text(job, value):
+    async with job.stream_result() as out:
+        await out.write("first ")
+        await wait_open(value)
+        await out.write("second")
+
+
 @agents.register("stuck")
 async def stuck(job, value):
     await job.log("info", "waiting")
     await trio.to_thread.run_sync(threading.Event().wait)
 """
+
+
+@attrs.frozen
+class Gate:
+    """What an agent in another process waits at (``gated``, ``slow_text``), until the test opens it for good."""
+
+    path: str
+    _descriptor: int
+
+    def open(self) -> None:
+        # Nobody reads it: a pipe that can be read wakes whoever waits, now and later.
+        os.write(self._descriptor, b"!")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -160,6 +204,85 @@ async def open_command(*arguments: str, cwd: Path | None = None, **variables: st
     check_no_token(command.stdout, command.stderr)
 
 
+# A terminal's control-C reaches the processes that it controls, and a new session has no such terminal yet.
+_ON_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "arcp_trio", *sys.argv[1:]])
+"""
+
+
+@attrs.define
+class Terminal:
+    """``arcp-trio`` at a pseudo-terminal, while it runs."""
+
+    process: trio.Process
+    keyboard: trio.lowlevel.FdStream
+    shown: str = ""
+    """All that was written on the screen, escapes included."""
+    changed: trio.Event = attrs.field(factory=trio.Event)
+    closed: trio.Event = attrs.field(factory=trio.Event)
+
+    async def _read(self) -> None:
+        decode = codecs.getincrementaldecoder("utf-8")().decode
+        with suppress(trio.BrokenResourceError):
+            # Linux says EIO where the other end of a terminal is closed.
+            while data := await self.keyboard.receive_some():
+                self.shown += decode(data)
+                self.changed.set()
+                self.changed = trio.Event()
+        self.closed.set()
+
+    @property
+    def text(self) -> str:
+        """What was written without its colours."""
+        return re.sub(r"\x1b\[[0-9;]*m", "", self.shown)
+
+    async def until(self, text: str) -> None:
+        """Wait until ``text`` is shown."""
+        while text not in self.text:
+            await self.changed.wait()
+
+    async def press(self, keys: str) -> None:
+        """Press keys: ``"\\r"`` is return, ``"\\x03"`` control-C."""
+        await self.keyboard.send_all(keys.encode())
+
+    async def ended(self) -> int:
+        """Wait for the end, and for all that was shown until then; return the exit code."""
+        code = await self.process.wait()
+        await self.closed.wait()
+        return code
+
+
+@asynccontextmanager
+async def open_terminal(*arguments: str, **variables: str) -> AsyncGenerator[Terminal, None]:
+    """Start ``arcp-trio`` with a pseudo-terminal for all that it reads and prints; it is killed on leaving."""
+    ours, theirs = os.openpty()
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", _ON_TERMINAL, *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        env=environment(TERM="xterm-256color", **variables),
+    )
+    os.close(theirs)
+    with trio.fail_after(SECONDS):
+        async with trio.lowlevel.FdStream(ours) as stream, trio.open_nursery() as nursery:
+            terminal = Terminal(process, stream)
+            nursery.start_soon(terminal._read)
+            try:
+                yield terminal
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+                nursery.cancel_scope.cancel()
+    check_no_token(terminal.shown)
+    assert "Traceback" not in terminal.shown
+
+
 @attrs.define
 class Server:
     """``arcp-trio serve`` while it runs."""
@@ -172,6 +295,12 @@ class Server:
 
     def variables(self) -> dict[str, str]:
         return {"ARCP_URL": self.url, "ARCP_TOKEN": TOKEN}
+
+    @property
+    def port(self) -> int:
+        port = urlsplit(self.url).port
+        assert port is not None
+        return port
 
 
 @asynccontextmanager

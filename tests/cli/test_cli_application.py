@@ -8,10 +8,11 @@ import trio
 from cli.processes import SECONDS, check_no_token, environment, run_command
 
 from arcp_trio._version import __version__
-from arcp_trio.cli.connect import Target
+from arcp_trio.cli.connect import DEFAULT_URL, Target
 from arcp_trio.cli.errors import ExitCode
-from arcp_trio.cli.text import clean, describe_event, describe_progress, short_id, size_of
+from arcp_trio.cli.text import age_of, clean, describe_connection, describe_event, describe_progress, short_id, size_of
 from arcp_trio.client.job_handle import Event, Skipped
+from arcp_trio.client.reconnect import ConnectionState
 
 
 async def run_python(code: str) -> subprocess.CompletedProcess[bytes]:
@@ -57,7 +58,7 @@ async def test_help_names_the_commands() -> None:
     for arguments in ([], ["--help"]):
         done = await run_command(*arguments)
         assert done.returncode == ExitCode.OK
-        for command in ("demo", "serve", "submit", "cancel"):
+        for command in ("demo", "serve", "submit", "watch", "jobs", "cancel"):
             assert f" {command} " in done.stdout
 
 
@@ -67,6 +68,8 @@ async def test_help_names_the_commands() -> None:
     [
         ("serve", ["MODULE:AGENTS", "--token", "ARCP_TOKENS", "--anonymous", "--port", "70"]),
         ("submit", ["AGENT [INPUT]", "--token", "ARCP_TOKEN", "ARCP_URL", "--max-runtime-sec", "--output", "130"]),
+        ("watch", ["JOB_ID", "--token", "--no-history", "--output", "--reconnect-seconds", "--json", "130"]),
+        ("jobs", ["--status", "--agent", "--created-after", "--limit", "--follow", "--interval-seconds", "--json"]),
         ("cancel", ["JOB_ID", "--reason", "7.4", "--json"]),
         ("demo", ["--json"]),
     ],
@@ -90,6 +93,9 @@ async def test_help_of_a_command(command: str, words: list[str]) -> None:
         (["submit", "echo", "--tokn=canary"], "unknown option: --tokn"),
         (["submit", "echo", "--token"], "requires an argument"),
         (["submit", "echo", "--max-runtime-sec", "soon"], "--max-runtime-sec"),
+        (["submit", "echo", "--reconnect-seconds", "nan"], "--reconnect-seconds: expected 0 or more"),
+        (["watch"], "requires an argument"),
+        (["watch", "job_1", "--reconnect-seconds=-1"], "--reconnect-seconds: expected 0 or more"),
         (["cancel"], "requires an argument"),
         (["serve"], "requires an argument"),
         (["serve", "a:b", "--token", "canary"], "expected TOKEN=PRINCIPAL"),
@@ -144,7 +150,51 @@ def test_events_that_were_skipped() -> None:
     assert describe_event(Skipped(1_200)) == ("skipped", "1,200 events: they came faster than they could be shown")
 
 
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [
+        (ConnectionState(phase="connected"), None),
+        (ConnectionState(phase="lost", reason="closed with code 1006"), None),
+        (
+            ConnectionState(phase="retrying", reason="closed with code 1006", attempt=1, delay_seconds=0.08),
+            "lost: it broke off; retrying in 0.1 s (attempt 1)",
+        ),
+        (
+            ConnectionState(phase="retrying", reason="closed with code 1006: no\x1broute", attempt=2, delay_seconds=3),
+            "lost: no\\x1broute; retrying in 3.0 s (attempt 2)",
+        ),
+        (
+            ConnectionState(phase="retrying", reason="closed with code 1012: restart", attempt=3, delay_seconds=3),
+            "lost: closed with code 1012: restart; retrying in 3.0 s (attempt 3)",
+        ),
+        (ConnectionState(phase="resumed"), "back: nothing was missed"),
+        (ConnectionState(phase="reopened"), "back, with a new session"),
+        (ConnectionState(phase="given_up", reason="x"), None),
+    ],
+)
+def test_a_connection_for_people(state: ConnectionState, shown: str | None) -> None:
+    assert describe_connection(state) == shown
+
+
+def test_a_command_for_the_same_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ARCP_URL", raising=False)
+    assert Target(url=DEFAULT_URL, token="canary").hint("watch", "job_1") == "arcp-trio watch job_1"
+    target = Target(url="wss://far/arcp?a=b", token="canary", allow_plaintext=True)
+    assert target.hint("jobs") == "arcp-trio jobs --url 'wss://far/arcp?a=b' --allow-plaintext"
+    monkeypatch.setenv("ARCP_URL", target.url)
+    assert target.hint("jobs") == "arcp-trio jobs --allow-plaintext"
+
+
 def test_small_things() -> None:
+    assert [age_of(seconds) for seconds in (-5, 0, 59.9, 60, 7_199, 7_200, 86_400 * 3)] == [
+        "0s",
+        "0s",
+        "59s",
+        "1m",
+        "1h",
+        "2h",
+        "3d",
+    ]
     assert clean("x" * 5_000).endswith("x…")
     assert len(clean("x" * 5_000)) == 2_000
     assert clean("ü ✓ 漢") == "ü ✓ 漢"

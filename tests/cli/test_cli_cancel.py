@@ -1,51 +1,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
+from cli.played import open_played_runtime
 from cli.processes import TOKEN, open_server, run_command
-from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
 
 import arcp_trio
 from arcp_trio.cli.cancel import describe_outcome, describe_refused_cancel
 from arcp_trio.cli.errors import ExitCode
 
 
-@asynccontextmanager
-async def open_lax_runtime(answer: dict[str, Any]) -> AsyncGenerator[str, None]:
-    """Open a runtime that lets every session cancel every job, and answers each cancel with ``answer``."""
+def lax(answer: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
+    """Return how a runtime answers that lets every session cancel every job: each cancel with ``answer``."""
 
-    async def serve(request: WebSocketRequest) -> None:
-        websocket = await request.accept()
+    def reply(frame: dict[str, Any]) -> list[dict[str, Any]]:
+        payload = {**answer, "request_id": frame["id"], "job_id": frame["payload"]["job_id"]}
+        return [{"type": payload.pop("type"), "payload": payload}]
 
-        async def send(kind: str, payload: dict[str, Any]) -> None:
-            frame = {"arcp": "1.1", "id": f"msg_{kind}", "type": kind, "session_id": "sess_1", "payload": payload}
-            await websocket.send_message(json.dumps(frame))
-
-        try:
-            while True:
-                frame = json.loads(await websocket.get_message())
-                match frame["type"]:
-                    case "session.hello":
-                        await send("session.welcome", {"capabilities": {"features": ["x-arcp-trio.replies"]}})
-                    case "job.cancel":
-                        payload = {**answer, "request_id": frame["id"], "job_id": frame["payload"]["job_id"]}
-                        await send(payload.pop("type"), payload)
-                    case "session.close":
-                        await send("session.closed", {})
-        except ConnectionClosed:
-            pass
-
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(partial(serve_websocket, serve, "127.0.0.1", 0, ssl_context=None))
-        yield f"ws://127.0.0.1:{server.port}/arcp"
-        nursery.cancel_scope.cancel()
+    return reply
 
 
 @pytest.mark.requirement("P7.12")
@@ -73,7 +49,7 @@ async def test_another_session_than_the_submitters(tmp_path: Path) -> None:
 
 
 async def test_a_cancel_that_is_applied() -> None:
-    async with open_lax_runtime({"type": "job.cancelled"}) as url:
+    async with open_played_runtime({"job.cancel": lax({"type": "job.cancelled"})}) as url:
         done = await run_command("cancel", "job_1", "--url", url)
         assert (done.returncode, done.stdout, done.stderr) == (ExitCode.OK, "cancelled job_1\n", "")
         done = await run_command("cancel", "job_1", "--url", url, "--json")
@@ -83,7 +59,7 @@ async def test_a_cancel_that_is_applied() -> None:
 @pytest.mark.requirement("P7.14")
 async def test_a_cancel_that_is_too_late() -> None:
     answer = {"type": "x-arcp-trio.reply", "applied": False, "job_status": "success"}
-    async with open_lax_runtime(answer) as url:
+    async with open_played_runtime({"job.cancel": lax(answer)}) as url:
         done = await run_command("cancel", "job_1", "--url", url)
         assert (done.returncode, done.stderr) == (ExitCode.FAILED, "")
         assert done.stdout == "too late: job_1 had ended as success\n"

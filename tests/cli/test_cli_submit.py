@@ -10,11 +10,20 @@ from pathlib import Path
 
 import pytest
 import trio
-from cli.processes import SECONDS, check_no_token, environment, open_command, open_server, run_command
+from cli.processes import (
+    SECONDS,
+    Gate,
+    check_no_token,
+    environment,
+    open_command,
+    open_server,
+    open_terminal,
+    run_command,
+)
 
 from arcp_trio.cli.errors import CommandError, ExitCode
 from arcp_trio.cli.results import check_output
-from arcp_trio.cli.submit import read_input
+from arcp_trio.cli.submit import ANSWER_SECONDS, read_input
 
 # --- what comes out ---------------------------------------------------------------------------------
 
@@ -154,28 +163,8 @@ async def test_a_reader_that_has_enough(tmp_path: Path) -> None:
 
 
 async def _submit_on_a_terminal(*arguments: str, **variables: str) -> tuple[int, str]:
-    """Run ``submit`` with a pseudo-terminal for all that it prints."""
-    ours, theirs = os.openpty()
-    shown = bytearray()
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "arcp_trio", "submit", *arguments],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment(TERM="xterm-256color", **variables),
-    )
-    os.close(theirs)
-    with trio.fail_after(SECONDS):
-        async with trio.lowlevel.FdStream(ours) as stream:
-            try:
-                while data := await stream.receive_some():
-                    shown += data
-            except trio.BrokenResourceError:
-                # Linux says EIO where the other end of a terminal is closed.
-                pass
-        code = await process.wait()
-    check_no_token(shown.decode())
-    return code, shown.decode()
+    async with open_terminal("submit", *arguments, **variables) as terminal:
+        return await terminal.ended(), terminal.shown
 
 
 async def test_a_terminal_gets_a_bar_and_a_readable_result(tmp_path: Path) -> None:
@@ -258,6 +247,90 @@ async def test_control_c_while_connecting(tmp_path: Path) -> None:
     assert command.stderr == ""
 
 
+# --- control-C at a terminal --------------------------------------------------------------------------
+
+_QUESTION = "cancel the job?"
+
+
+async def test_control_c_at_a_terminal_asks_and_yes_cancels(tmp_path: Path) -> None:
+    async with (
+        open_server(tmp_path) as server,
+        open_terminal("submit", "gate", COLUMNS="120", **server.variables()) as terminal,
+    ):
+        await terminal.until("waiting")
+        await terminal.press("\x03")
+        await terminal.until(_QUESTION)
+        assert "cancelling" not in terminal.text
+        await terminal.press("y\r")
+        assert await terminal.ended() == ExitCode.INTERRUPTED
+    assert "cancelling the job" in terminal.text
+    assert "cancelled after" in terminal.text
+    assert terminal.text.count(_QUESTION) == 1
+
+
+@pytest.mark.parametrize("answer", ["n\r", "\r", "\x04", "perhaps\r", "\x03"])
+async def test_any_other_answer_leaves_the_job_running(tmp_path: Path, gate: Gate, answer: str) -> None:
+    """No, nothing, the end of the input, nonsense; a second control-C does not wait for an answer either."""
+    async with open_server(tmp_path) as server:
+        arguments = ("submit", "gated", json.dumps(gate.path))
+        async with open_terminal(*arguments, COLUMNS="120", **server.variables()) as terminal:
+            await terminal.until("before")
+            await terminal.press("\x03")
+            await terminal.until(_QUESTION)
+            await terminal.press(answer)
+            assert await terminal.ended() == ExitCode.INTERRUPTED
+        assert "cancelling" not in terminal.text
+        found = re.search(r"the job goes on: (arcp-trio watch (job_\w+))\r\n", terminal.text)
+        assert found is not None
+        gate.open()
+        done = await run_command("watch", found[2], **server.variables())
+        assert (done.returncode, done.stdout) == (ExitCode.OK, '"opened"\n')
+
+
+async def test_what_was_typed_before_the_question_answers_nothing(tmp_path: Path) -> None:
+    async with (
+        open_server(tmp_path) as server,
+        open_terminal("submit", "gate", **server.variables()) as terminal,
+    ):
+        await terminal.until("waiting")
+        await terminal.press("y\r")
+        await terminal.press("\x03")
+        await terminal.until(_QUESTION)
+        await terminal.press("n\r")
+        await terminal.until("the job goes on")
+        assert await terminal.ended() == ExitCode.INTERRUPTED
+
+
+async def test_a_job_that_ends_meanwhile_takes_the_question_back(tmp_path: Path, gate: Gate) -> None:
+    async with open_server(tmp_path) as server:
+        arguments = ("submit", "gated", json.dumps(gate.path))
+        async with open_terminal(*arguments, COLUMNS="120", **server.variables()) as terminal:
+            await terminal.until("before")
+            await terminal.press("\x03")
+            await terminal.until(_QUESTION)
+            gate.open()
+            # Nothing cancelled it, and nobody left it.
+            assert await terminal.ended() == ExitCode.OK
+    _, _, behind = terminal.text.partition(_QUESTION)
+    # What came during the question is shown below it, not into it.
+    line, _, below = behind.partition("\r\n")
+    assert line == f" If not now, nobody can later. [y/N, no in {ANSWER_SECONDS:g} s] "
+    for text in ("after 0", "after 99", "✓ success"):
+        assert text in below
+
+
+async def test_lines_of_json_are_for_programs_which_are_not_asked(tmp_path: Path) -> None:
+    async with (
+        open_server(tmp_path) as server,
+        open_terminal("submit", "gate", "--json", **server.variables()) as terminal,
+    ):
+        await terminal.until("waiting")
+        await terminal.press("\x03")
+        assert await terminal.ended() == ExitCode.INTERRUPTED
+    assert _QUESTION not in terminal.text
+    assert '"CANCELLED"' in terminal.text
+
+
 # --- what cannot be done ----------------------------------------------------------------------------
 
 
@@ -285,12 +358,28 @@ async def test_a_token_that_is_refused_or_missing(tmp_path: Path) -> None:
 
 
 async def test_a_runtime_that_is_lost(tmp_path: Path) -> None:
-    async with open_server(tmp_path) as server, open_command("submit", "gate", **server.variables()) as command:
+    async with (
+        open_server(tmp_path) as server,
+        open_command("submit", "gate", "--reconnect-seconds", "1", **server.variables()) as command,
+    ):
         await command.until("waiting")
         server.command.process.kill()
         assert await command.ended() == ExitCode.FAILED
         await command.until("may still run")
+    assert "the session was not resumed within 1 seconds" in command.stderr
     assert "Traceback" not in command.stderr
+
+
+async def test_a_runtime_that_is_lost_and_nobody_tries_again(tmp_path: Path) -> None:
+    async with (
+        open_server(tmp_path) as server,
+        open_command("submit", "gate", "--reconnect-seconds", "0", **server.variables()) as command,
+    ):
+        await command.until("waiting")
+        server.command.process.kill()
+        assert await command.ended() == ExitCode.FAILED
+        await command.until("may still run")
+    assert "retrying" not in command.stderr
 
 
 async def _cannot_connect(url: str) -> subprocess.CompletedProcess[str]:

@@ -145,7 +145,7 @@ def test_tokens_as_values() -> None:
     issued += [tokens.issue("sess_1") for _ in range(9)]
     # The one that its client may have for certain, and the newest three.
     assert [tokens.matches(token) for token in issued] == [True] + [False] * 6 + [True] * 3
-    tokens.use(issued[8])
+    tokens.confirm(issued[8])
     assert [tokens.matches(issued[number]) for number in (0, 7, 8, 9)] == [False, False, True, True]
     tokens.confirm("not one of them")
     assert tokens.matches(issued[8])
@@ -154,6 +154,29 @@ def test_tokens_as_values() -> None:
     for odd in ("", "x", "ä" * 40, "\ud800", issued[9][:-1], issued[9] + "x"):
         assert not tokens.matches(odd)
     assert not any(token.rpartition(".")[2] in repr(vars_of(tokens)) for token in issued)
+
+
+@pytest.mark.requirement("P6.8", "P6.11")
+async def test_a_message_beside_a_takeover_does_not_cost_the_new_connection_its_token(script: Script) -> None:
+    """It confirms the token of its own connection, which is no longer the newest."""
+    async with arcp_trio.open_runtime(script.agents) as runtime:
+        client = await connect_raw(runtime)
+        await client.submit("gate")
+        # In every other round, about, the hello is handled first.
+        for _ in range(20):
+            await client.settle()
+            client = await resume(runtime, client, 1)
+            hello = resume_hello(client, 1)
+            taker = await connect_raw(runtime, shake_hands=False)
+            await trio.testing.wait_all_tasks_blocked()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.send, client.make("session.ack", {"last_processed_seq": 1}))
+                nursery.start_soon(taker.send, hello)
+            welcome = await taker.receive_until("session.welcome")
+            taker.session_id = welcome["session_id"]
+            taker._numbers = client._numbers
+            client = taker
+        assert runtime.statistics().sessions == 1
 
 
 def vars_of(tokens: ResumeTokens) -> list[Any]:
