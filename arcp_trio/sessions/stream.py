@@ -214,13 +214,15 @@ class SessionStream:
         self._look_at_lag()
         return True
 
-    def _drop_oldest(self) -> None:
+    def _drop_oldest(self) -> bool:
+        """Drop the oldest entry that was sent; say whether it was numbered."""
         seq, content, kind = self._sent.popleft()
         self._sent_bytes -= len(content)
         self._total.used -= len(content)
         if kind == _NUMBERED:
             self._sent_events -= 1
             self.floor = seq
+        return kind == _NUMBERED
 
     # --- bounds -------------------------------------------------------------------------------------
 
@@ -238,7 +240,9 @@ class SessionStream:
             or self.kept_bytes > bounds.window_bytes
             or self._total.used > self._total.limit
         ):
-            self._drop_oldest()
+            # A rider goes with the event behind it: else that would be replayed without it.
+            while not self._drop_oldest():
+                pass
         if self.lag_events * 2 > bounds.window_events:
             return "window_events"
         if self.lag_bytes * 2 > bounds.window_bytes:

@@ -212,6 +212,19 @@ def test_what_was_sent_is_evicted_and_a_resume_from_before_it_is_refused() -> No
     assert numbers(stream.take(10**6)) == list(range(16, 26))
 
 
+@pytest.mark.requirement("P6.9", "P7.2", "S12")
+def test_a_rider_is_evicted_with_the_event_that_it_stands_before() -> None:
+    stream = make(window_bytes=200)
+    stream.append_rider(b'{"accepted":1}', keep=True)
+    stream.append(tail(100))
+    stream.take(10**6)
+    # Without the rider alone there would be room: but then the event could be replayed without its acceptance.
+    stream.append(tail(50))
+    assert stream.shed() is None
+    assert (stream.floor, stream.can_resume_from(0)) == (1, False)
+    assert stream.kept_bytes == len(tail(50))
+
+
 @pytest.mark.requirement("P6.18")
 def test_a_replay_longer_than_a_lag_may_be_closes_nothing() -> None:
     stream = make(window_events=10)
