@@ -50,7 +50,7 @@ REQUIREMENTS: dict[str, tuple[str, str]] = {
     "P7.1": ("Submit: all is validated before anything is created", ""),
     "P7.2": ("job.accepted precedes everything of the job", ""),
     "P7.3": ("input is any JSON value; max_runtime_sec is positive", ""),
-    "P7.4": ("Idempotency keys", ""),
+    "P7.4": ("Idempotency keys", "the client's half: this runtime refuses keys"),
     "P7.5": ("DUPLICATE_KEY", ""),
     "P7.6": ("Two submits at once with one key", ""),
     "P7.7": ("The states and their names", ""),
