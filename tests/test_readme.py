@@ -135,7 +135,7 @@ def test_what_the_readme_names_exists() -> None:
     for name in re.findall(r"`(arcp_trio/[\w/]+\.py)`", text):
         assert (ROOT / name).is_file(), name
     commands = set(re.findall(r"arcp-trio (\w+)", text))
-    assert commands == {"demo", "serve", "submit"}
+    assert commands == {"demo", "serve", "submit", "watch", "jobs"}
     for command in sorted(commands):
         helped = subprocess.run(
             [sys.executable, "-m", "arcp_trio", command, "--help"],
