@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 import ssl
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -47,6 +48,15 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _keep_alive(stream: trio.abc.Stream) -> None:
+    """Have the kernel find out that a peer is gone which negotiated no heartbeats: nobody else would."""
+    if isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    if isinstance(stream, trio.SocketStream):
+        with suppress(OSError):
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
 def _host_name(value: str) -> str | None:
     """Return the host of a Host header or an Origin, without its port; ``None`` if it is neither."""
     if value.count(":") > 1 and "[" not in value and "//" not in value:
@@ -76,6 +86,7 @@ class _Gateway:
     @trio.lowlevel.enable_ki_protection
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """Serve one TCP connection, in a task of the runtime: nothing that it raises may leave."""
+        _keep_alive(stream)
         try:
             await self._serve(stream)
         except* (ConnectionClosed, TransportClosedError, OSError) as group:

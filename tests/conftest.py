@@ -7,12 +7,13 @@ A run of the whole suite compares the README's generated parts with what it has 
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from helpers import Script
-from requirements import REQUIREMENTS
+from requirements import REQUIREMENTS, conformance_table
 from wire.schema_check import check_exchanged
 
 from arcp_trio.jobs.lifecycle import render_table
@@ -34,7 +35,25 @@ def script() -> Script:
 def _no_impossible_message(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No test may bring a message where the lifecycle's table says that it cannot come."""
     yield
-    assert not [record.getMessage() for record in caplog.records if "cannot come in" in record.getMessage()]
+    # By its phase: ``caplog.records`` is empty by now.
+    messages = [record.getMessage() for record in caplog.get_records("call")]
+    assert not [message for message in messages if "cannot come in" in message]
+
+
+@pytest.fixture(autouse=True)
+def _no_assertion_is_lost_in_an_agent(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What a test asserts inside an agent ends that agent's job: it must end the test too."""
+    yield
+    for record in caplog.get_records("call"):
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, (AssertionError, pytest.fail.Exception)) and "failed, reference" in record.getMessage():
+            raise error
+
+
+def pytest_configure() -> None:
+    # A shell starts what runs in its background with SIGINT ignored, and then control-C cannot be shown.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,19 +74,6 @@ def pytest_runtest_makereport(
             elif report.when == "call" and report.passed:
                 _shown.add(number)
     return report
-
-
-def conformance_table() -> str:
-    lines = ["| | requirement | shown |", "|---|---|---|"]
-    for number, (text, missing) in REQUIREMENTS.items():
-        if number in _failed or number not in _shown:
-            answer = "not yet"
-        elif missing:
-            answer = f"partly: {missing}"
-        else:
-            answer = "yes"
-        lines.append(f"| {number} | {text} | {answer} |")
-    return "\n".join(lines) + "\n"
 
 
 def replace_part(text: str, name: str, content: str) -> str:
@@ -92,7 +98,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     text = README.read_text()
     wanted = replace_part(text, "lifecycle", render_table())
-    wanted = replace_part(wanted, "conformance", conformance_table())
+    wanted = replace_part(wanted, "conformance", conformance_table(_shown, _failed))
     # A requirement has a dot (P6.19); a failure of the same letter (P01) has none.
     unknown = {number for number in _shown if number.startswith("P") and "." in number} - REQUIREMENTS.keys()
     reporter = config.pluginmanager.getplugin("terminalreporter")

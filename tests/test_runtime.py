@@ -16,6 +16,7 @@ import trio.testing
 from helpers import Script, connect_raw, open_raw, terminals
 
 import arcp_trio
+from arcp_trio.shutdown import shut_down
 from arcp_trio.transports.base import TransportClosedError
 
 
@@ -94,6 +95,56 @@ async def test_two_closes_at_once(script: Script, autojump_clock: trio.testing.M
             nursery.start_soon(runtime.aclose)
             nursery.start_soon(runtime.aclose)
         assert runtime.statistics().terminals_published == 1
+
+
+async def test_a_close_goes_on_whoever_is_cancelled(script: Script, autojump_clock: trio.testing.MockClock) -> None:
+    async with arcp_trio.open_runtime(script.agents) as runtime, runtime.open_session(principal="me") as client:
+        await client.submit("sleep")
+        finished = False
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await runtime.aclose()
+            finished = True
+        assert finished
+        assert (runtime.statistics().jobs_running, runtime.statistics().terminals_published) == (0, 1)
+
+
+class StuckTarget:
+    """A runtime of which nothing ever ends, as a shutdown sees it."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[float, str]] = []
+
+    def _note(self, what: str) -> None:
+        self.done.append((trio.current_time(), what))
+
+    def stop_listening(self) -> None:
+        self._note("stop listening")
+
+    def close_jobs(self, until: float) -> None:
+        self._note(f"close jobs until {until:g}")
+
+    def close_connections(self) -> None:
+        self._note("close connections")
+
+    def cancel_connections(self) -> None:
+        self._note("cancel connections")
+
+    async def wait_jobs_ended(self) -> None:
+        await trio.sleep_forever()
+
+    async def wait_connections_closed(self) -> None:
+        await trio.sleep_forever()
+
+
+@pytest.mark.requirement("L22", "Z12")
+async def test_the_phases_share_one_deadline_whatever_never_ends(autojump_clock: trio.testing.MockClock) -> None:
+    target = StuckTarget()
+    with trio.CancelScope() as scope:
+        # A shutdown is what a cancelled runtime does: no cancellation from outside stops it.
+        scope.cancel()
+        await shut_down(target, arcp_trio.Limits(drain_seconds=4, shutdown_seconds=14))
+    assert target.done == [(0, "stop listening"), (4, "close jobs until 11"), (14, "cancel connections")]
 
 
 async def test_the_drain_lets_jobs_end_by_themselves(script: Script, autojump_clock: trio.testing.MockClock) -> None:
@@ -204,6 +255,7 @@ async def test_ten_thousand_jobs_leave_nothing_behind(autojump_clock: trio.testi
         assert not runtime._directory._running
 
 
+@pytest.mark.requirement("P5.3a", "L06")
 async def test_one_event_is_encoded_once_however_many_follow(script: Script) -> None:
     """And a terminal event once more for each dialect that wants it otherwise."""
     from arcp_trio.jobs import feed as feed_module
@@ -338,6 +390,7 @@ async def interrupted_program(seen: list[arcp_trio.Runtime]) -> None:
     ("files", "runs"),
     [
         (FILES, 120),
+        (("jobs/actor.py",), 10_000),
         (("jobs/feed.py", "sessions/stream.py"), 10_000),
         (("jobs/mailbox.py", "jobs/directory.py"), 10_000),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -18,7 +18,7 @@ from .terminal import symbol
 from .text import clean, describe_event, describe_progress, describe_quantity
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 __all__ = ["STATUS_STYLES", "JobBars", "styled_status"]
 
@@ -45,9 +45,15 @@ _LABEL_STYLES = {
 }
 _LABEL_WIDTH = 11
 _CURRENCIES = 4
+_WIDE = 80
 _NARROW = 60
 _VERY_NARROW = 40
 _BAR_WIDTH = 28
+_NAME_CELLS = 8
+# A symbol, and the gaps around it, the name and the amount.
+_STATE_CELLS = 4
+_ELAPSED_CELLS = 8
+_CONTROL_C = 2
 
 
 def styled_status(console: Console, status: str) -> Text:
@@ -74,11 +80,41 @@ class _StateColumn(SpinnerColumn):
 
 
 class _AmountColumn(ProgressColumn):
-    """How far a job is, in its own units, and what it says about it."""
+    """How far a job is, in its own units, and what it says about it: as much as there is room for.
+
+    Rich would make room by leaving out the bar.
+    """
+
+    def __init__(self, console: Console, others: int) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
+        self._console = console
+        self._others = others
+        self.name_cells = 0
 
     def render(self, task: Task) -> Text:
         """Render one job's amount."""
-        return Text(task.fields["amount"], style="dim")
+        text = Text(task.fields["amount"], style="dim")
+        room = self._console.width - self._others - self.name_cells - _CONTROL_C
+        text.truncate(max(1, room), overflow="ellipsis")
+        return text
+
+
+class _Narrow:
+    """Leaves room at the right for the ``^C`` of a terminal: where it breaks the line, the bars are not found again."""
+
+    def __init__(self, content: RenderableType) -> None:
+        self._content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        return console.render(self._content, options.update_width(max(1, options.max_width - _CONTROL_C)))
+
+
+class _NarrowProgress(Progress):
+    """Bars that survive control-C."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return what is drawn."""
+        yield _Narrow(self.make_tasks_table(self.tasks))
 
 
 class JobBars:
@@ -94,15 +130,20 @@ class JobBars:
             _StateColumn(console),
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         ]
+        others = _STATE_CELLS
         if console.width >= _VERY_NARROW:
-            width = _BAR_WIDTH if console.width >= _NARROW else _BAR_WIDTH // 3
+            width = _BAR_WIDTH if console.width >= _WIDE else _BAR_WIDTH // 3
+            others += width + 1
             columns.append(
                 BarColumn(bar_width=width, complete_style="cyan", finished_style="green", pulse_style="cyan")
             )
-        columns.append(_AmountColumn(table_column=Column(no_wrap=True, overflow="ellipsis")))
+        if console.width >= _NARROW:
+            others += _ELAPSED_CELLS + 1
+        self._amounts = _AmountColumn(console, others)
+        columns.append(self._amounts)
         if console.width >= _NARROW:
             columns.append(ElapsedColumn(table_column=Column(no_wrap=True)))
-        self._progress = Progress(*columns, console=console)
+        self._progress = _NarrowProgress(*columns, console=console)
         self._last: list[Text] = []
 
     def __enter__(self) -> Self:
@@ -134,7 +175,10 @@ class JobBars:
             name: What stands before it.
             total: How much there is; ``None`` as long as nobody knows.
         """
-        return self._progress.add_task(clean(name), total=total, status="", amount="", progress="", budget={}, alert="")
+        shown = Text(clean(name))
+        shown.truncate(max(_NAME_CELLS, self._console.width // 4), overflow="ellipsis")
+        self._amounts.name_cells = max(self._amounts.name_cells, shown.cell_len)
+        return self._progress.add_task(shown.plain, total=total, status="", amount="", progress="", budget={}, alert="")
 
     def print(self, label: str, line: str, *, name: str | None = None) -> None:
         """Print a line above the bars.
@@ -196,14 +240,14 @@ class JobBars:
         self._show_amount(bar)
 
     def show_alert(self, bar: TaskID, text: str) -> None:
-        """Show before all else on a bar what goes on beside its job; ``""`` takes it away."""
+        """Show on a bar, in place of how far its job is, why that is not known; ``""`` takes it away."""
         self._task(bar).fields["alert"] = text
         self._show_amount(bar)
 
     def _show_amount(self, bar: TaskID) -> None:
         fields = self._task(bar).fields
         left = ", ".join(fields["budget"].values())
-        parts = [fields["alert"], fields["progress"], f"{left} left" if left else ""]
+        parts = [fields["alert"]] if fields["alert"] else [fields["progress"], f"{left} left" if left else ""]
         self._progress.update(bar, amount="  ".join(part for part in parts if part))
 
     def _task(self, bar: TaskID) -> Task:

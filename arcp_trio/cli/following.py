@@ -117,7 +117,7 @@ class Follower:
         if not self._target.is_shared:
             line = "the job ends with the runtime that was started for it"
         else:
-            what = "the job is being cancelled; see it end with" if cancels else "the job goes on; see it again with"
+            what = "the job is being cancelled" if cancels else "the job goes on"
             line = f"{what}: {self._target.hint('watch', clean(job.job_id))}"
         with trio.move_on_after(_LEAVE_SECONDS):
             await self.view.note(line, label="detached")

@@ -86,13 +86,13 @@ class JobTable:
     def header(self) -> Text:
         """Return the names of the columns."""
         names = ("ID", "AGENT", "STATUS", "AGE" if self._ages else "CREATED", "EVENTS", "PARENT")
-        return Text(_GAP.join(self._line(names)).rstrip(), style="bold", no_wrap=True, overflow="ellipsis")
+        return Text(_GAP.join(self._line(names)).rstrip(), style="bold")
 
     def row(self, entry: JobEntry) -> Text:
         """Return a job's line."""
         self._now = time.time()
         cells = self._line(self._cells(entry))
-        text = Text(no_wrap=True, overflow="ellipsis")
+        text = Text()
         for column, cell in enumerate(cells):
             text.append(_GAP if column else "")
             text.append(cell, style=STATUS_STYLES.get(entry.status, "cyan") if column == 2 else "")  # noqa: PLR2004

@@ -186,6 +186,8 @@ class _Listing:
             await self._print_text(self._table.header())
         for entry in newest:
             await self._show(entry)
+        for entry in newest:
+            # Only now: the end of one would else stand in the middle of the table.
             self._remember(entry)
         await self._output.flush()
         if count > len(newest):
@@ -252,7 +254,8 @@ class _Listing:
     async def _print_text(self, text: Text) -> None:
         if self._live:
             await trio.lowlevel.checkpoint()
-            self._console.print(text)
+            # A line for each job, however narrow the terminal is.
+            self._console.print(text, no_wrap=True, overflow="ellipsis", crop=True)
         else:
             await self._output.print(text.plain)
 

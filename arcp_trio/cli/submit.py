@@ -28,7 +28,7 @@ __all__ = ["ANSWER_SECONDS", "SubmitOptions", "read_input", "submit"]
 ANSWER_SECONDS = 15.0
 """How long control-C's question waits for an answer."""
 # Section 7.4: who leaves gives the cancel away, and should know that before answering.
-_QUESTION = f"cancel the job? No leaves it running, and nobody can cancel it then [y/N, no in {ANSWER_SECONDS:g} s]"
+_QUESTION = f"cancel the job? If not now, nobody can later. [y/N, no in {ANSWER_SECONDS:g} s]"
 
 
 @attrs.frozen(kw_only=True)

@@ -219,37 +219,35 @@ class Connector:
         while True:
             attempts += 1
             delay = policy.delay(attempts)
-            if trio.current_time() + delay < deadline:
-                self._show(ConnectionState(phase="retrying", reason=reason, attempt=attempts, delay_seconds=delay))
-                await trio.sleep(delay)
-                taken = self._session.sequence.last
-                link: Link | None = None
-                resumes = self._session.resume_request() is not None
-                began = trio.current_time()
-                with trio.CancelScope(deadline=deadline) as scope:
-                    try:
-                        async with connect() as transport:
-                            link, frames = await self._take_up(transport)
-                            scope.deadline = float("inf")
-                            self._show(ConnectionState(phase="resumed" if resumes else "reopened"))
-                            await link.run(frames)
-                    except (TransportClosedError, OSError, ConnectionLostError) as exc:
-                        reason = str(exc) or type(exc).__name__
-                    except ARCPError as exc:
-                        refusals += 1
-                        reason = f"{exc.code}: {exc.message}"
-                        self._judge_refusal(exc, refusals)
-                    except Exception as exc:
-                        logger.exception("a bug while connecting")
-                        raise _GivenUpError(ConnectionLostError(f"the client failed: {type(exc).__name__}")) from None
-                if link is not None:
-                    lived = trio.current_time() - began
-                    progress = self._session.sequence.last > taken or lived >= policy.max_delay_seconds
-                    return link, 0 if progress else attempts
             if trio.current_time() + delay >= deadline:
-                raise _GivenUpError(
-                    ConnectionLostError(f"the session was not resumed within {patience:g} seconds: {reason}")
-                )
+                message = f"the session was not resumed within {patience:g} seconds: {reason}"
+                raise _GivenUpError(ConnectionLostError(message))
+            self._show(ConnectionState(phase="retrying", reason=reason, attempt=attempts, delay_seconds=delay))
+            await trio.sleep(delay)
+            taken = self._session.sequence.last
+            link: Link | None = None
+            resumes = self._session.resume_request() is not None
+            began = trio.current_time()
+            with trio.CancelScope(deadline=deadline) as scope:
+                try:
+                    async with connect() as transport:
+                        link, frames = await self._take_up(transport)
+                        scope.deadline = float("inf")
+                        self._show(ConnectionState(phase="resumed" if resumes else "reopened"))
+                        await link.run(frames)
+                except (TransportClosedError, OSError, ConnectionLostError) as exc:
+                    reason = str(exc) or type(exc).__name__
+                except ARCPError as exc:
+                    refusals += 1
+                    reason = f"{exc.code}: {exc.message}"
+                    self._judge_refusal(exc, refusals)
+                except Exception as exc:
+                    logger.exception("a bug while connecting")
+                    raise _GivenUpError(ConnectionLostError(f"the client failed: {type(exc).__name__}")) from None
+            if link is not None:
+                lived = trio.current_time() - began
+                progress = self._session.sequence.last > taken or lived >= policy.max_delay_seconds
+                return link, 0 if progress else attempts
 
     async def _take_up(self, transport: Transport) -> tuple[Link, Sequence[bytes | str]]:
         """Resume the session over a transport, or open a new one if it was forgotten.

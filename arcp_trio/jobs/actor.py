@@ -303,7 +303,7 @@ class JobActor:
             logger.exception("job %s: a bug in its actor", self.job_id)
             self.services.counters.bugs += 1
         finally:
-            if self.state.phase is not Phase.ENDED:
+            if self.services.directory.find(self.job_id) is self:
                 self._end_by_force()
             self._drain()
 
@@ -323,12 +323,12 @@ class JobActor:
     def _start_agent(self, _: Message) -> None:
         self._scope = trio.CancelScope()
         self._context = JobContext(self)
-        self._agent_over = False
         if self.max_runtime_sec is not None:
             self._deadline = self.services.timers.call_at(
                 trio.current_time() + self.max_runtime_sec, self._deadline_passed
             )
         self.services.spawn_agent(self._run_agent, f"agent {self.agent.resolved} of {self.job_id}")
+        self._agent_over = False
 
     @trio.lowlevel.enable_ki_protection
     async def _run_agent(self) -> None:
@@ -373,17 +373,21 @@ class JobActor:
         self._mailbox.post(GraceElapsed())
 
     def _disown_agent(self, _: Message) -> None:
-        self.services.disowned(self, True)
+        # It may have ended while the message was on its way: then there is nobody to wait for.
+        if not self._agent_over:
+            self.services.disowned(self, True)
 
     def _tear_down(self, _: Message) -> None:
+        self._release()
+        self._mailbox.post(TornDown())
+
+    def _release(self) -> None:
         """Release what the job holds. Between the decision and the publication, once."""
         self.services.counters.torn_down += 1
         for timer in (self._deadline, self._grace):
             if timer is not None:
                 timer.cancel()
         self._deadline = self._grace = None
-        self.input = None
-        self._mailbox.post(TornDown())
 
     def _publish(self, _: Message) -> None:
         """Make the outcome visible: to every follower, to the directory, to whoever waits. One step."""
@@ -392,8 +396,14 @@ class JobActor:
         assert outcome is not None
         services.counters.published += 1
         timestamp = services.clock.timestamp()
-        entry = self.feed.publish_terminal(outcome, timestamp=timestamp)
-        services.directory.finish(
+        self.feed.publish_terminal(outcome, timestamp=timestamp)
+        self._retire(outcome, timestamp)
+
+    def _retire(self, outcome: Outcome, timestamp: str) -> None:
+        """Leave a record in the place of the actor, and answer who has waited for that."""
+        terminal = self.feed.terminal
+        assert terminal is not None
+        self.services.directory.finish(
             JobRecord(
                 job_id=self.job_id,
                 agent=self.agent.resolved,
@@ -406,7 +416,7 @@ class JobActor:
                 expires_at=self.expires_at,
                 feed=self.feed,
                 ended_at=trio.current_time(),
-                size=_RECORD_OVERHEAD + _size_of(self.lease) + entry.size,
+                size=_RECORD_OVERHEAD + _size_of(self.lease) + terminal.size,
             )
         )
         waiting, self._waiting_cancels = self._waiting_cancels, []
@@ -435,10 +445,18 @@ class JobActor:
         """End a job whose actor failed or was cancelled: the terminal event goes out all the same."""
         if self._scope is not None:
             self._scope.cancel(reason="its actor failed")
+        if self.state.phase not in (Phase.ENDING, Phase.ENDED):
+            self._release()
+        if not self._agent_over:
+            # It gets no grace: there is no actor to wait for it.
+            self.services.disowned(self, True)
         outcome = self.state.outcome or internal_error("the runtime failed to run the job")
         self.state = State(Phase.ENDED, outcome)
         if not self.feed.closed:
             self._publish(TornDown())
+        else:
+            # Publishing itself has failed: not again, but who waits for the job's end must not wait for ever.
+            self._retire(outcome, self.services.clock.timestamp())
 
     _EFFECTS: ClassVar[Mapping[Effect, Callable[[Any, Message], None]]] = {
         Effect.START_AGENT: _start_agent,

@@ -99,7 +99,9 @@ class ResultStream:
         if isinstance(data, str):
             await self._write_text(data)
         else:
-            view = memoryview(data).cast("B")
+            view = memoryview(data)
+            # A view with gaps cannot be cast: what it shows is copied.
+            view = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
             step = self._limits.chunk_bytes
             # At least one round, so that an empty write is a checkpoint too.
             for start in range(0, max(len(view), 1), step):

@@ -8,6 +8,7 @@ import attrs
 import pytest
 from cli.processes import open_command, run_command
 
+from arcp_trio.cli import demo as demo_module
 from arcp_trio.cli import demo_agents
 from arcp_trio.cli.demo import LATE_CANCELS
 from arcp_trio.cli.demo_report import Row, Totals, find_problems
@@ -107,6 +108,20 @@ def test_what_differs_is_a_problem(change: dict[str, object], problem: str, line
     assert len(find_problems(rows)) == 1
     assert problem in find_problems(rows)[0]
     assert Totals.of(rows).line.endswith(line)
+
+
+@pytest.mark.parametrize(("terminals", "code"), [(1, ExitCode.OK), (2, ExitCode.FAILED)])
+async def test_the_exit_code_is_1_where_the_numbers_differ(
+    terminals: int, code: ExitCode, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def run(view: object) -> list[Row]:
+        return [GOOD, attrs.evolve(GOOD, job_id="job_2", terminal_events=terminals)]
+
+    monkeypatch.setattr(demo_module, "_run", run)
+    assert await demo_module.demo(as_json=False) is code
+    said = capfd.readouterr()
+    assert read_last_line(said.out) == (2, 1 + terminals, terminals - 1, 50, 50)
+    assert ("2 terminal events" in said.err) == (code is ExitCode.FAILED)
 
 
 class _Recorded:

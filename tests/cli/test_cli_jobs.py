@@ -93,6 +93,17 @@ async def test_a_terminal_gets_ages_and_colours(tmp_path: Path) -> None:
     assert "\x1b[31merror" in terminal.shown
 
 
+async def test_a_job_is_one_line_of_a_narrow_terminal(tmp_path: Path) -> None:
+    async with open_server(tmp_path) as server:
+        job_id = await submit(server, "echo")
+        async with open_terminal("jobs", COLUMNS="45", **server.variables()) as terminal:
+            assert await terminal.ended() == ExitCode.OK
+    lines = terminal.text.splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith(f"{job_id}  echo@1.0.0")
+    assert max(map(len, lines)) <= 45
+
+
 async def test_what_is_refused(tmp_path: Path) -> None:
     async with open_server(tmp_path) as server:
         done = await run_command("jobs", "--agent", "No Name", **server.variables())

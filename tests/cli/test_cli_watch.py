@@ -99,7 +99,7 @@ async def test_control_c_leaves_the_job_alone(tmp_path: Path, gate: Gate) -> Non
                 command.interrupt()
                 assert await command.ended() == ExitCode.INTERRUPTED
                 await command.until("detached")
-            assert f"the job goes on; see it again with: arcp-trio watch {job_id}" in command.stderr
+            assert f"the job goes on: arcp-trio watch {job_id}" in command.stderr
             assert "ended" not in command.stderr
         gate.open()
         done = await run_command("watch", job_id, **server.variables())

@@ -284,3 +284,28 @@ async def test_what_was_acked_is_freed(autojump_clock: trio.testing.MockClock) -
             await trio.sleep(1)
             (session,) = runtime._sessions._sessions.values()
             assert session.stream.acked == 101
+
+
+@pytest.mark.requirement("P6.19", "P6.20", "K02")
+@pytest.mark.parametrize("lives", range(2, 8))
+async def test_a_listing_goes_on_through_a_break(
+    lives: int, script: Script, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with arcp_trio.open_runtime(script.agents) as runtime:
+        network = Network(runtime, iter([lives, *[10**9] * 100]).__next__)
+        async with network.open_client() as client:
+            running = [await client.submit("sleep") for _ in range(3)]
+            ended = [await client.submit("echo", number) for number in range(4)]
+            for job in ended:
+                await job.result()
+            await network.cut()
+            pages = [page async for page in client.list_jobs(limit=2)]
+            assert [job.job_id for page in pages for job in page] == [job.job_id for job in running + ended]
+            assert max(len(page) for page in pages) == 2
+            (page,) = [page async for page in client.list_jobs(status="running", agent="sleep")]
+            assert [(job.job_id, job.agent, job.status) for job in page] == [
+                (job.job_id, "sleep@1.0.0", "running") for job in running
+            ]
+            with pytest.raises(arcp_trio.InvalidRequestError, match="limit"):
+                await anext(client.list_jobs(limit=100_000))
+        assert network.opened == 3

@@ -398,6 +398,31 @@ async def test_what_the_body_raises_leaves_as_it_is(script: Script, error: BaseE
         assert scope.cancelled_caught
 
 
+@pytest.mark.requirement("P4.3", "T22")
+async def test_in_memory_too_nothing_but_text_passes() -> None:
+    """What the two ends hold is never one object, and what JSON cannot carry does not pass."""
+    agents = arcp_trio.Agents()
+    seen: list[Any] = []
+
+    @agents.register("keep")
+    async def keep(job: arcp_trio.JobContext, value: Any) -> Any:
+        seen.append(value)
+        value["list"].append("the agent's")
+        return value
+
+    value: dict[str, Any] = {"list": [1], "tuple": (1, 2)}
+    async with arcp_trio.open_runtime(agents) as runtime, runtime.open_session(principal="me") as client:
+        job = await client.submit("keep", value)
+        value["list"].append("the caller's")
+        result = await job.result()
+        seen[0]["list"].append("too late")
+        assert result == {"list": [1, "the agent's"], "tuple": [1, 2]}
+        for odd in (object(), {1: 2}, float("nan"), b"bytes"):
+            with pytest.raises(arcp_trio.InvalidRequestError):
+                await client.submit("keep", odd)
+        assert runtime.statistics().jobs_accepted == 1
+
+
 @pytest.mark.requirement("Z03")
 async def test_leaving_with_unread_frames(script: Script, autojump_clock: trio.testing.MockClock) -> None:
     async with arcp_trio.open_runtime(script.agents) as runtime:

@@ -57,7 +57,7 @@ Connect = Callable[[], Awaitable[Peer]]
 @asynccontextmanager
 async def open_gateway(script: Script, **limits: Any) -> AsyncGenerator[tuple[arcp_trio.Runtime, Connect]]:
     peers: list[Peer] = []
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         async with (
             trio.open_nursery() as nursery,
             arcp_trio.open_runtime(script.agents, limits=Limits(**limits), verifier=TOKENS) as runtime,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import socket
 import warnings
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -199,7 +200,7 @@ async def test_a_silent_peer_is_closed_at_the_deadline(script: Script, how: str)
             stream = await trio.open_tcp_stream("127.0.0.1", listening.port)
             if how == "half an upgrade":
                 await stream.send_all(b"GET /arcp HTTP/1.1\r\nHost:")
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 assert await stream.receive_some() == b""
             await stream.aclose()
         while runtime.statistics().connections:
@@ -308,3 +309,14 @@ async def test_two_hundred_connections_leave_nothing(script: Script) -> None:
         for number in range(200):
             await connect(number % 2 == 0)
         assert await settle() == before
+
+
+@pytest.mark.requirement("T11", "T15", "H16")
+async def test_the_kernel_looks_after_connections_that_negotiated_no_heartbeats(script: Script) -> None:
+    async with (
+        open_gateway(script) as (runtime, listening, _),
+        arcp_trio.open_client(listening.url, token="token"),
+    ):
+        (connection,) = runtime._connections
+        stream = connection._transport._engine._connection._stream
+        assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0

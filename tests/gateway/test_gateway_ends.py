@@ -37,7 +37,7 @@ async def open_gateway(
     script: Script, *, limits: arcp_trio.Limits | None = None, host: str = "127.0.0.1", **options: Any
 ) -> AsyncGenerator[tuple[arcp_trio.Runtime, arcp_trio.Listening], None]:
     """Yield a runtime and where it listens; on leaving it shuts down, under the test's own deadline."""
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         async with (
             trio.open_nursery() as nursery,
             arcp_trio.open_runtime(script.agents, limits=limits, verifier=TOKENS) as runtime,
@@ -131,7 +131,11 @@ async def test_ipv6_loopback(script: Script) -> None:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
     except OSError:
-        pytest.skip("this machine has no IPv6 loopback")
+        # A machine without one: then it cannot be served, and is told so.
+        async with arcp_trio.open_runtime(script.agents, verifier=TOKENS) as runtime:
+            with pytest.raises(OSError):  # noqa: PT011  # which one is the system's own business
+                await arcp_trio.serve_websocket(runtime, "::1", 0)
+        return
     async with open_gateway(script, host="::1") as (_, listening):
         assert listening.url == f"ws://[::1]:{listening.port}/arcp"
         await works(listening)
@@ -179,7 +183,7 @@ async def test_tls_with_whom_it_is_not_for(script: Script) -> None:
         silent = await trio.open_tcp_stream("127.0.0.1", listening.port)
         for url, why in ((listening.url, "certificate"), (listening.url.replace("wss", "ws"), "hung up")):
             # At once, and not when the client's time to connect is over.
-            with trio.fail_after(20), pytest.raises(arcp_trio.ConnectionLostError, match=why):
+            with trio.fail_after(30), pytest.raises(arcp_trio.ConnectionLostError, match=why):
                 async with arcp_trio.open_client(url, token="token"):
                     raise AssertionError
         await works(listening, ssl_context=trusting)
@@ -240,7 +244,7 @@ async def test_who_has_said_little_does_not_hold_a_shutdown_up(script: Script, a
 @pytest.mark.requirement("T16", "L22")
 async def test_serving_returns_when_the_runtime_shuts_down(script: Script) -> None:
     """Not cancelled, and each of several listeners."""
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery, arcp_trio.open_runtime(script.agents, verifier=TOKENS) as runtime:
             returned: list[int] = []
 
@@ -320,7 +324,7 @@ async def test_two_hundred_peers_that_go_before_hello_leave_nothing(
 
         async def settle() -> tuple[int, int]:
             await wait_for_no_connection(runtime)
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 while (counts := count())[0] > tasks:
                     await trio.testing.wait_all_tasks_blocked(0.05)
             return counts

@@ -15,10 +15,13 @@ _INSTALL_SECONDS = 600
 
 
 @pytest.fixture(scope="session")
-def reference_peer(pytestconfig: pytest.Config) -> ReferencePeer:
+def reference_peer(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> ReferencePeer:
     """Install the reference implementation, once: a second run finds it in pytest's cache."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    home = pytestconfig.cache.mkdir("reference-peer") / f"{PACKAGE}-{version}"
+    # A run may go without a cache (-p no:cacheprovider), and then keeps nothing.
+    cache = getattr(pytestconfig, "cache", None)
+    kept = tmp_path_factory.mktemp("reference-peer") if cache is None else cache.mkdir("reference-peer")
+    home = kept / f"{PACKAGE}-{version}"
     python = home / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     # Written last: without it the environment is half made, or of a Python that is gone.
     complete = home / "complete"

@@ -452,7 +452,7 @@ async def test_a_refused_handshake_raises_what_it_says(refusal: Record) -> None:
         await fake.close()
 
     payload = refusal.frame["payload"]
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(refuse)
             with pytest.raises(error_class(payload["code"])) as caught:

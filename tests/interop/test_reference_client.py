@@ -353,13 +353,13 @@ async def test_a_close_leaves_the_jobs_running(reference_peer: ReferencePeer) ->
         assert handle["raised"] == "TransportClosed"
         assert closed == {"closed": True}
         job_id = handle["job_id"]
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while gateway.runtime.statistics().connections:
                 await trio.lowlevel.checkpoint()
         assert gateway.runtime.statistics().sessions == 0
         assert gateway.runtime.statistics().jobs_running == 1
         gateway.opened[job_id].set()
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while gateway.runtime.statistics().jobs_running:
                 await trio.lowlevel.checkpoint()
         assert gateway.returned == [job_id]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import trio.testing
 from helpers import Frame, make_hello, open_raw
 
 import arcp_trio
+from arcp_trio.jobs.results import ResultStream
 from arcp_trio.wire.codec import structure_body
 from arcp_trio.wire.events import EVENT_BODIES
 
@@ -203,6 +206,7 @@ PIECES: list[list[Any]] = [
     [b"hello ", b"world \x00\xff"],
     [bytes(range(256)) * 5000],
     [bytearray(b"buffer"), memoryview(b"-view-")[1:5]],
+    [memoryview(b"v.i.e.w.")[::2], memoryview(b"backwards")[::-1], memoryview(bytes(range(12))).cast("B", (3, 4))],
 ]
 
 
@@ -226,8 +230,6 @@ async def test_a_streamed_result(pieces: list[Any]) -> None:
     assert terminal["payload"]["result_id"] == chunks[0]["result_id"]
     assert terminal["payload"]["result_size"] == len(expected)
     assert not {"result", "output"} & terminal["payload"].keys()
-    import json
-
     assert max(len(json.dumps(frame, ensure_ascii=False).encode()) for frame in frames) < 1_000_000
     assert max(len(assemble([{**chunk, "chunk_seq": 0, "more": False}])) for chunk in chunks) <= 512 * 1024
 
@@ -320,8 +322,6 @@ async def test_a_large_json_result_goes_out_as_its_text_in_chunks() -> None:
     frames = await run(body)
     terminal = frames[-1]["payload"]
     assert terminal["content_type"] == "application/json"
-    import json
-
     assert json.loads(assemble(chunks_of(frames))) == value
     assert terminal["result_size"] == len(assemble(chunks_of(frames)))
 
@@ -415,3 +415,55 @@ async def test_every_emission_is_a_checkpoint(autojump_clock: trio.testing.MockC
     assert len(raised) == len(EMISSIONS) + 2
     assert [frame["payload"].get("kind") for frame in frames] == ["result_chunk", "result_chunk", None]
     assert assemble(chunks_of(frames)) == b"whole"
+
+
+@pytest.mark.requirement("P8.5", "X01", "X09")
+async def test_who_waits_to_write_while_another_ends_the_stream_is_refused() -> None:
+    """A writer that found the stream open, and then had to wait for its turn, writes nothing behind its end."""
+    chunks: list[dict[str, Any]] = []
+    gate = trio.Event()
+    refused: list[str] = []
+
+    async def emit(encoded: bytes) -> None:
+        await gate.wait()
+        chunks.append(json.loads(encoded))
+
+    out = ResultStream(emit, result_id="res_1", limits=arcp_trio.Limits(), content_type=None, keep=lambda: False)
+
+    async def write_late() -> None:
+        with pytest.raises(arcp_trio.InvalidRequestError, match="has ended") as caught:
+            await out.write("late")
+        refused.append(str(caught.value))
+
+    async with trio.open_nursery() as nursery:
+        for task in (partial(out.write, "first"), out.aclose, write_late):
+            nursery.start_soon(task)
+            await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+    assert len(refused) == 1
+    assert [(chunk["chunk_seq"], chunk["data"], chunk["more"]) for chunk in chunks] == [
+        (0, "first", True),
+        (1, "", False),
+    ]
+
+
+@pytest.mark.requirement("P8.5", "X01")
+async def test_a_chunk_that_did_not_go_out_leaves_its_number_free() -> None:
+    """An agent that was cancelled while it waited for room may go on writing: the reader sees no gap."""
+    chunks: list[dict[str, Any]] = []
+    room = trio.Event()
+
+    async def emit(encoded: bytes) -> None:
+        await room.wait()
+        chunks.append(json.loads(encoded))
+
+    out = ResultStream(emit, result_id="res_1", limits=arcp_trio.Limits(), content_type=None, keep=lambda: False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(out.write, "did not go out")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    room.set()
+    await out.write("went out")
+    await out.aclose()
+    assert [(chunk["chunk_seq"], chunk["data"]) for chunk in chunks] == [(0, "went out"), (1, "")]
+    assert out.size == len("went out")

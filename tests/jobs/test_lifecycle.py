@@ -113,21 +113,43 @@ def walk(
         yield from walk(longer, after, more, depth - 1)
 
 
+def check_history(history: tuple[Message, ...], state: State, counts: dict[Effect, int]) -> None:
+    """The invariants of design.md that only a whole sequence can break."""
+    assert counts.get(Effect.PUBLISH, 0) == (state.phase is Phase.ENDED), history
+    assert counts.get(Effect.TEAR_DOWN, 0) == (state.phase in (Phase.ENDING, Phase.ENDED)), history
+    for once in (Effect.START_AGENT, Effect.STOP_AGENT, Effect.ACKNOWLEDGE, Effect.DISOWN_AGENT):
+        assert counts.get(once, 0) <= 1, history
+    if counts.get(Effect.ACKNOWLEDGE):
+        assert state.outcome is CANCELLED, history
+
+
+def standing(state: State, counts: dict[Effect, int]) -> tuple[object, ...]:
+    """What decides everything that can still happen: sequences that lead to the same have the same future."""
+    return state.phase, id(state.outcome), state.until, frozenset(counts.items())
+
+
 @pytest.mark.requirement("P7.8", "P7.14", "L01", "Z10")
 def test_every_sequence_of_six_messages() -> None:
-    sequences = published = 0
-    for history, state, counts in walk((), PENDING, {}, 6):
-        sequences += 1
-        publishes = counts.get(Effect.PUBLISH, 0)
-        published += publishes
-        assert publishes == (state.phase is Phase.ENDED), history
-        assert counts.get(Effect.TEAR_DOWN, 0) == (state.phase in (Phase.ENDING, Phase.ENDED)), history
-        for once in (Effect.START_AGENT, Effect.STOP_AGENT, Effect.ACKNOWLEDGE, Effect.DISOWN_AGENT):
-            assert counts.get(once, 0) <= 1, history
-        if counts.get(Effect.ACKNOWLEDGE):
-            assert state.outcome is CANCELLED, history
-    assert sequences == sum(len(MESSAGES) ** length for length in range(7))
-    assert published > 0
+    """All 1,948,717 of them; those that have come to the same standing go on as one, and are counted."""
+    standings: dict[tuple[object, ...], tuple[tuple[Message, ...], State, dict[Effect, int], int]]
+    standings = {standing(PENDING, {}): ((), PENDING, {}, 1)}
+    sequences = 0
+    for _ in range(7):
+        following: dict[tuple[object, ...], tuple[tuple[Message, ...], State, dict[Effect, int], int]] = {}
+        for history, state, counts, number in standings.values():
+            check_history(history, state, counts)
+            sequences += number
+            for message in MESSAGES:
+                after, effects = apply(state, message)
+                longer = (*history, message)
+                check_step(longer, state, after, effects)
+                more = dict(counts)
+                for effect in effects:
+                    more[effect] = more.get(effect, 0) + 1
+                first, _, _, before = following.get(standing(after, more), (longer, after, more, 0))
+                following[standing(after, more)] = (first, after, more, before + number)
+        standings = following
+    assert sequences == sum(len(MESSAGES) ** length for length in range(7)) == 1_948_717
 
 
 @pytest.mark.requirement("P7.8", "P7.13")
@@ -135,6 +157,7 @@ def test_whatever_happened_a_job_that_winds_up_publishes_once() -> None:
     """Exactly one publish on each sequence that ends the agent (or its grace, or never starts it) and tears down."""
     seen: set[tuple[Phase, FinalStatus | None]] = set()
     for history, state, counts in walk((), PENDING, {}, 4):
+        check_history(history, state, counts)
         seen.add((state.phase, state.outcome.final_status if state.outcome else None))
         publishes = counts.get(Effect.PUBLISH, 0)
         for wind_up in (
@@ -217,9 +240,15 @@ def test_a_shutdown_shortens_a_grace_and_never_lengthens_it() -> None:
     # A grace bounds an agent, and a job that never started has none.
     for message in (Cancel(30.0, CANCELLED), LeaseExpired(1.0, EXPIRED)):
         assert apply(PENDING, message)[0].until is None
-    assert apply(PENDING, RuntimeClosing(10.0, CLOSING))[0].until == 10.0
-    bounded, _ = apply(ending, ParentStopping(5.0, PARENT))
-    assert (bounded.until, bounded.outcome) == (5.0, CANCELLED)
+    # What stops a job from above bounds its tear-down too, whenever it comes; what expires does not.
+    for above in (RuntimeClosing(10.0, CLOSING), ParentStopping(10.0, PARENT)):
+        assert apply(PENDING, above)[0].until == 10.0
+        assert apply(stopping, above)[0].until == 10.0
+        bounded, _ = apply(ending, above)
+        assert (bounded.until, bounded.outcome) == (10.0, CANCELLED)
+    assert apply(stopping, LeaseExpired(1.0, EXPIRED))[0].until == 1.0
+    assert apply(ending, LeaseExpired(1.0, EXPIRED))[0] is ending
+    assert apply(stopping, DeadlinePassed(1.0, TIMED_OUT))[0] is stopping
 
 
 def test_the_drawing_has_every_cell() -> None:

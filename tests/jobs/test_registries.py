@@ -1,4 +1,4 @@
-"""Agents and their versions, the directory of jobs, the timers, the mailbox and the pacer."""
+"""Agents and their versions, the directory of jobs, the feed, the timers, the mailbox and the pacer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from helpers import Script, make_hello, open_raw
 
 import arcp_trio
 from arcp_trio.jobs.agents import Agents
+from arcp_trio.jobs.feed import Entry, JobFeed, Shape
+from arcp_trio.jobs.history import Histories
 from arcp_trio.jobs.lifecycle import Cancel, FinalStatus, Outcome, Start
 from arcp_trio.jobs.mailbox import Mailbox
 from arcp_trio.jobs.pacer import Pacer
 from arcp_trio.timers import Timers
+from arcp_trio.wire.dialects import SPEC
 
 
 async def nothing(job: arcp_trio.JobContext, value: Any) -> None:
@@ -262,3 +265,57 @@ async def test_a_slice_begins_anew_once_in_a_turn() -> None:
         now = 1.0
         assert pacer.slice_is_over()
         nursery.cancel_scope.cancel()
+
+
+class Listener:
+    """A follower that writes down what it is told."""
+
+    shape = Shape(SPEC, frozenset())
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def append(self, entry: Entry, feed: JobFeed) -> None:
+        self.told.append(type(entry).__name__)
+
+    def job_ended(self, feed: JobFeed) -> None:
+        self.told.append("ended")
+
+
+@pytest.mark.requirement("P7.8", "L01", "L06")
+def test_a_feed_publishes_once_and_lets_its_followers_go() -> None:
+    feed = JobFeed("job_1", "ab" * 16, Histories(events=10, size=1000, total=1000).open())
+    first, second, left = Listener(), Listener(), Listener()
+    for follower in (first, second, left, first):
+        feed.follow(follower)
+    feed.unfollow(left)
+    feed.append_event(b"{}", timestamp="t", feature=None)
+    outcome = Outcome(final_status=FinalStatus.CANCELLED, code="CANCELLED")
+    feed.publish_terminal(outcome, timestamp="t")
+    assert first.told == second.told == ["EventEntry", "TerminalEntry", "ended"]
+    assert left.told == []
+    assert (feed.closed, feed.followers, feed.job_seq) == (True, 0, 2)
+    with pytest.raises(AssertionError, match="a second terminal event"):
+        feed.publish_terminal(outcome, timestamp="t")
+    with pytest.raises(AssertionError, match="after the terminal event"):
+        feed.append_event(b"{}", timestamp="t", feature=None)
+    # Whoever comes too late is told nothing by any of that.
+    assert first.told[3:] == []
+
+
+@pytest.mark.requirement("P6.18", "L06")
+def test_a_follower_that_leaves_while_it_is_told_disturbs_no_other() -> None:
+    """One that has become too slow closes at once, in the middle of the handing out."""
+    feed = JobFeed("job_1", "ab" * 16, Histories(events=10, size=1000, total=1000).open())
+
+    class Leaver(Listener):
+        def append(self, entry: Entry, feed: JobFeed) -> None:
+            super().append(entry, feed)
+            feed.unfollow(self)
+
+    listeners = [Listener(), Leaver(), Listener()]
+    for follower in listeners:
+        feed.follow(follower)
+    for _ in range(2):
+        feed.append_event(b"{}", timestamp="t", feature=None)
+    assert [len(listener.told) for listener in listeners] == [2, 1, 2]

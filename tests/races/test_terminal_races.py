@@ -110,6 +110,7 @@ async def run_race(
                     await trio.testing.wait_all_tasks_blocked()
             # A cancel alone never ends an agent that is stubborn; the grace does.
             await trio.sleep(20)
+            assert isinstance(runtime._directory.find(job_id), JobRecord), label
             script.gate.set()
         await client.settle()
         check(client.received, job_id, runtime, label)

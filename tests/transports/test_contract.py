@@ -27,7 +27,7 @@ def text_of(frame: bytes | str) -> str:
 async def receive(transport: Transport, count: int) -> list[str]:
     """Receive at least ``count`` frames."""
     frames: list[str] = []
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         while len(frames) < count:
             frames += [text_of(frame) for frame in await transport.receive()]
     return frames
@@ -36,7 +36,7 @@ async def receive(transport: Transport, count: int) -> list[str]:
 async def receive_close(transport: Transport) -> tuple[list[str], TransportClosedError]:
     """Receive to the end; return the frames and how it closed."""
     frames: list[str] = []
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         while True:
             try:
                 frames += [text_of(frame) for frame in await transport.receive()]
@@ -81,7 +81,7 @@ async def test_a_cancelled_receive_loses_nothing(open_pair: Any) -> None:
                 # The send may have been cancelled with it: send again where it had not begun.
                 await left.send([f'{{"again":{number}}}'.encode()])
         await left.send([b'{"last":1}'])
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             while '{"last":1}' not in got:
                 got += [text_of(frame) for frame in await right.receive()]
         again = [text for text in got if "again" in text]
@@ -118,7 +118,7 @@ async def test_closed_is_closed(open_pair: Any) -> None:
 
 async def test_both_ends_may_close_at_once(open_pair: Any) -> None:
     async with open_pair() as (left, right):
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(left.aclose, 1000, "left")
                 nursery.start_soon(right.aclose, 1001, "right")

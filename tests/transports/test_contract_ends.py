@@ -24,7 +24,7 @@ def open_pair(request: pytest.FixtureRequest) -> Any:
 
 async def read_to_the_end(transport: Transport) -> tuple[list[str], TransportClosedError]:
     frames: list[str] = []
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         while True:
             try:
                 received = await transport.receive()
@@ -71,7 +71,7 @@ async def test_both_directions_at_once(open_pair: Any) -> None:
             while received[name] < 300:
                 received[name] += len(await transport.receive())
 
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 for name, transport in (("left", left), ("right", right)):
                     nursery.start_soon(send, transport)
@@ -120,14 +120,14 @@ async def test_a_receive_ends_when_its_own_end_closes(open_pair: Any) -> None:
         async with open_pair() as (left, right), trio.open_nursery() as nursery:
             nursery.start_soon(expect_closed, left.receive)
             await trio.testing.wait_all_tasks_blocked()
-            with trio.fail_after(20):
+            with trio.fail_after(30):
                 nursery.start_soon(read_to_the_end, right)
                 await getattr(left, end)()
 
 
 async def test_a_blocked_send_ends_when_its_own_end_aborts(open_pair: Any) -> None:
     async with open_pair() as (left, right):
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(expect_closed, fill, left)
                 await trio.testing.wait_all_tasks_blocked(0.01)
@@ -139,7 +139,7 @@ async def test_a_blocked_send_ends_when_its_own_end_aborts(open_pair: Any) -> No
 
 async def test_a_blocked_send_ends_when_the_other_end_aborts(open_pair: Any) -> None:
     async with open_pair() as (left, right):
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(expect_closed, fill, left)
                 await trio.testing.wait_all_tasks_blocked(0.01)
@@ -151,7 +151,7 @@ async def test_a_blocked_send_ends_when_the_other_end_aborts(open_pair: Any) -> 
 async def test_a_close_that_gets_no_answer_is_cancelled(open_pair: Any) -> None:
     """The other end neither reads nor answers: cancelled, the close leaves a broken connection and no half frame."""
     async with open_pair() as (left, right):
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(expect_closed, fill, left)
                 await trio.testing.wait_all_tasks_blocked(0.01)
@@ -185,7 +185,7 @@ async def test_the_first_of_several_closes_counts(open_pair: Any) -> None:
         nursery.start_soon(left.aclose, 1011, "second")
         _, closed = await read_to_the_end(right)
         assert pairs.says(closed, 4001, "first")
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             await right.aclose(1000, "third")
             await left.aclose(1000, "fourth")
 
@@ -213,7 +213,7 @@ async def test_an_abort_behind_a_close_takes_nothing_back(open_pair: Any) -> Non
 async def test_after_an_end_everything_is_harmless_and_a_checkpoint(open_pair: Any, first: str) -> None:
     async with open_pair() as (left, right), trio.open_nursery() as nursery:
         nursery.start_soon(read_to_the_end, right)
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             await getattr(left, first)()
             for _ in range(2):
                 for transport in (left, right):

@@ -46,7 +46,7 @@ async def test_a_send_that_a_close_overtakes_does_not_cut_the_close_short() -> N
     """The library encodes a close at once and then waits for the lock, behind our frames that wait to be encoded."""
     near, far = trio.testing.memory_stream_pair()
     stream = GatedStream(near)
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             server: list[WebSocketTransport] = []
 
