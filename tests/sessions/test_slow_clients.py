@@ -56,7 +56,10 @@ async def test_a_client_that_never_reads_hurts_itself_alone(autojump_clock: trio
 
 
 @pytest.mark.requirement("P6.18", "P4.5")
-async def test_a_client_that_reads_again_in_time_is_told_why(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize(("limit", "value"), [("window_events", 2000), ("window_bytes", 3_000_000)])
+async def test_a_client_that_reads_again_in_time_is_told_why(
+    limit: str, value: int, autojump_clock: trio.testing.MockClock
+) -> None:
     agents = arcp_trio.Agents()
 
     @agents.register("flood")
@@ -65,8 +68,8 @@ async def test_a_client_that_reads_again_in_time_is_told_why(autojump_clock: tri
             await job.log("info", "x" * 1000)
         return count
 
-    limits = arcp_trio.Limits(lag_events=500, throttle_seconds=1, window_events=2000, close_seconds=30)
-    async with arcp_trio.open_runtime(agents, limits=limits) as runtime:
+    bounds: dict[str, Any] = {"lag_events": 500, "throttle_seconds": 1, "close_seconds": 30, limit: value}
+    async with arcp_trio.open_runtime(agents, limits=arcp_trio.Limits(**bounds)) as runtime:
         client = await connect_raw(runtime)
         await client.request("job.submit", {"agent": "flood", "input": 5000})
         await trio.testing.wait_all_tasks_blocked()
@@ -76,7 +79,7 @@ async def test_a_client_that_reads_again_in_time_is_told_why(autojump_clock: tri
         assert code == 4001
         last = frames[-1]
         assert (last["type"], last["payload"]["code"]) == ("session.error", "INTERNAL_ERROR")
-        assert last["payload"]["details"] == {"limit": "window_events", "resumable_from": 0}
+        assert last["payload"]["details"] == {"limit": limit, "resumable_from": 0}
         assert last["payload"]["retryable"] is True
 
 
