@@ -68,7 +68,8 @@ class Limits:
         replies: Replies that wait for a connection; past it the connection is closed with 1008: a client
             that asks and does not read.
         reply_bytes: The bytes of those replies, likewise; one may pass it.
-        remembered_messages: Message ids remembered to recognise a retransmission (P5.7).
+        remembered_messages: Message ids that a session remembers to recognise a retransmission (P5.7).
+        remembered_bytes: The bytes of the answers that it holds for one; past it the oldest is held no more.
         malformed_in_a_row: Malformed frames that close a connection (1008) (P5.5).
         waiting_cancels: Refused cancels of one job that wait for its terminal event to be answered behind
             it; past it they are answered at once.
@@ -115,6 +116,7 @@ class Limits:
     replies: int = 1_024
     reply_bytes: int = 8 * MIB
     remembered_messages: int = 1_024
+    remembered_bytes: int = 1 * MIB
     malformed_in_a_row: int = 8
     waiting_cancels: int = 64
     slice_seconds: float = 0.001

@@ -312,6 +312,18 @@ class SessionStream:
             self._sent_events -= entry[2] == _NUMBERED
             self.unsent_events += 1
             self.unsent_bytes += length
+        # A client may have more than the connection before was told: a resume from further back was cut short.
+        while self._unsent and self._unsent[0][0] <= last_event_seq:
+            entry = self._unsent.popleft()
+            length = len(entry[1])
+            self.unsent_events -= 1
+            self.unsent_bytes -= length
+            if entry[2] >= _PASSING:
+                self._total.used -= length
+            else:
+                self._sent.append(entry)
+                self._sent_bytes += length
+                self._sent_events += entry[2] == _NUMBERED
         self.told = last_event_seq
         self._replay_events = self.unsent_events
         self._replay_bytes = self.unsent_bytes

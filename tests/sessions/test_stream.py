@@ -311,3 +311,22 @@ def test_the_bytes_of_all_windows_together() -> None:
     first.clear()
     second.clear()
     assert total.used == 0
+
+
+@pytest.mark.requirement("P6.9", "P6.10")
+def test_what_a_client_says_that_it_has_is_not_sent_again_though_this_stream_has_not_sent_it() -> None:
+    """A resume from before it was cut short: the next one is from where the client really is."""
+    stream = make()
+    for _ in range(10):
+        stream.append(tail())
+    stream.take(10**6)
+    stream.rewind(2)
+    assert len(stream.take(1)) == 1
+    stream.append_rider(b'{"reply":1}', keep=False)
+    stream.rewind(8)
+    assert (stream.told, stream.kept_events, stream.unsent_events) == (8, 10, 3)
+    assert numbers(stream.take(10**6)) == [9, 10, None]
+    assert stream.acknowledge(8)
+    assert (stream.floor, stream.kept_events) == (8, 2)
+    stream.rewind(8)
+    assert numbers(stream.take(10**6)) == [9, 10]
