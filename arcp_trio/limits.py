@@ -52,9 +52,9 @@ class Limits:
         window_events: Events that a session keeps to send them again: past it the oldest that was sent goes, and
             half of it unsent closes the connection with 4001 (P6.18); the other half is time to resume.
         window_bytes: The bytes of those events, likewise.
-        windows_bytes: The bytes of all windows together, what several share counted for each; past it sessions that
-            wait for their clients end, the longest first, and then whoever gets an event is treated as if its own
-            window were full.
+        windows_bytes: The bytes of all windows together, what several share counted for each; past it the largest
+            of the principal that has most gives way: what was sent goes, by halves, then its connection is closed
+            with 4001, then it ends.
         lag_events: Unsent events above which a session is told that it lags, and its own agents wait (P6.17).
         lag_bytes: Unsent bytes, likewise.
         unacked_events: Sent events without an ack, where acks were negotiated, above which it is told too (P6.17).

@@ -111,13 +111,14 @@ class Connection:
 
     def too_slow(self, limit: str, resumable_from: int) -> None:
         """End this connection because too much is unsent; the session waits to be resumed (P6.18)."""
-        if self._goodbye is None and self._replies is not None:
+        if self._goodbye is None:
             error = InternalError(
                 f"the client reads too slowly: more is unsent than half of the limit {limit} allows",
                 details={"limit": limit, "resumable_from": resumable_from},
             )
             self._leave_session()
-            self.close(CloseCode.TOO_SLOW, f"too slow: limit {limit}", self._replies.error(error))
+            last = self._replies.error(error) if self._replies is not None else None
+            self.close(CloseCode.TOO_SLOW, f"too slow: limit {limit}", last)
 
     def replaced(self) -> None:
         """End this connection because another one has its session: it gets nothing more (P6.11)."""

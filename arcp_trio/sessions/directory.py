@@ -11,6 +11,9 @@ from .stream import WindowTotal
 
 __all__ = ["SessionDirectory"]
 
+# What is made free when the windows of all are full: one in so many of their bytes.
+_RELIEF = 16
+
 
 class SessionDirectory:
     """Finds sessions and counts them. Every change is synchronous."""
@@ -55,9 +58,21 @@ class SessionDirectory:
         oldest.close()
 
     def relieve(self, total: WindowTotal) -> None:
-        """Make room for the windows of those who are here: sessions that wait end, the longest first."""
-        while total.used > total.limit and self._waiting:
-            next(iter(self._waiting)).close()
+        """Make room for all windows: the largest of the principal that has most gives way, until a part is free.
+
+        So nobody's windows, however many, push out those of another who has less. Free is more than what is needed:
+        looking at all sessions costs a moment, and is not to be done for every event.
+        """
+        sessions: dict[str, list[Session]] = {}
+        for session in self._sessions.values():
+            sessions.setdefault(session.principal.name, []).append(session)
+        used = {name: sum(each.stream.kept_bytes for each in theirs) for name, theirs in sessions.items()}
+        while total.used > total.limit - total.limit // _RELIEF and any(used.values()):
+            name = max(used, key=used.__getitem__)
+            largest = max(sessions[name], key=lambda session: session.stream.kept_bytes)
+            used[name] -= largest.stream.kept_bytes
+            largest.give_way()
+            used[name] += largest.stream.kept_bytes
 
     def add(self, session: Session) -> None:
         """Add a session that was welcomed."""

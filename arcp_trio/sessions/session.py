@@ -51,7 +51,7 @@ class SessionParts:
 
     Attributes:
         total: The bytes of all their windows.
-        relieve: Makes room in it, if somebody who is not here has any.
+        relieve: Makes room in it, at the cost of those who have most of it.
         attached: Is told of a session that has a connection from now on.
         detached: Is told of a session that waits for its client from now on.
         ended: Is told of a session that is no more.
@@ -197,6 +197,18 @@ class Session:
         self.stream.clear()
         self._end_throttling()
         self._parts.ended(self)
+
+    def give_way(self) -> None:
+        """Make room for others: what was sent goes first, by halves, then the connection, then the session."""
+        if self.stream.evict():
+            return
+        connection = self._connection
+        if connection is None:
+            self.close()
+        else:
+            connection.too_slow("windows_bytes", self.stream.floor)
+            # One that says goodbye already hears nothing.
+            self.detach(connection)
 
     # --- what it follows ----------------------------------------------------------------------------
 
