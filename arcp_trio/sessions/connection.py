@@ -32,6 +32,9 @@ __all__ = ["Connection"]
 
 logger = logging.getLogger("arcp_trio.sessions")
 
+# How many frames of one read are handled before others have their turn: a pipe's 64 KiB hold hundreds.
+_FRAMES_A_TURN = 32
+
 
 class Connection:
     """A client's connection, from its first byte to its last.
@@ -293,11 +296,11 @@ class Connection:
     async def _read(self, handler: RequestHandler, frames: list[bytes | str], token: str) -> None:
         is_backlog = True
         while True:
-            for frame in frames:
+            for count, frame in enumerate(frames, 1):
                 # What was read when the connection lost its session is nobody's request.
                 if self._goodbye is not None or not handler.handle(frame):
                     return
-                if self._priority_bytes > self._limits.write_batch_bytes:
+                if count % _FRAMES_A_TURN == 0 or self._priority_bytes > self._limits.write_batch_bytes:
                     # A large answer took its time to make: others have their turn, and it its write, ahead of the next.
                     await trio.lowlevel.checkpoint()
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from helpers import Script, connect_raw, open_raw
 from sessions.resuming import resume, sequence
 
 import arcp_trio
+from arcp_trio.sessions.requests import RequestHandler
 from arcp_trio.sessions.retransmissions import Answer, Retransmissions
 
 
@@ -150,3 +152,35 @@ async def test_the_pause_of_a_connection_that_was_replaced_is_not_the_new_ones(
         started = trio.current_time()
         await resumed.receive_until("job.event")
         assert trio.current_time() == started
+
+
+@pytest.mark.requirement("P14.4")
+@pytest.mark.parametrize("frame_type", ["session.ping", "job.subscribe"])
+async def test_many_requests_of_one_read_leave_others_their_turn(
+    script: Script, monkeypatch: pytest.MonkeyPatch, frame_type: str
+) -> None:
+    turns = 0
+    handled: Counter[int] = Counter()
+    handle = RequestHandler.handle
+
+    def counting(handler: RequestHandler, text: bytes | str) -> bool:
+        handled[turns] += 1
+        return handle(handler, text)
+
+    monkeypatch.setattr(RequestHandler, "handle", counting)
+    async with arcp_trio.open_runtime(script.agents) as runtime, open_raw(runtime) as client:
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            await client.send(*[client.make(frame_type, {"nonce": "n", "job_id": "none"}) for _ in range(500)])
+            while handled.total() < 500:
+                await client.receive()
+            nursery.cancel_scope.cancel()
+    # One turn may see the end of a read and the beginning of the next.
+    assert max(handled.values()) <= 64
