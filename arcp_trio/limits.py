@@ -30,7 +30,8 @@ class Limits:
         shutdown_seconds: The one deadline that all phases of a shutdown share.
         drain_seconds: The share of it in which running jobs may still end by themselves.
         retention_seconds: How long an ended job is known; past it JOB_NOT_FOUND (P7.14).
-        retention_records: How many ended jobs are known; past it the oldest goes first.
+        retention_records: How many ended jobs are known; past it one goes of the principal with the oldest or the
+            newest, whoever has more, that one's oldest.
         retention_bytes: How many bytes their terminal events may take together; likewise.
         idempotency_keys: Live idempotency keys in all; past it a submit with a new key is refused.
         connections: Connections in all; past it an upgrade is refused with HTTP status 503.

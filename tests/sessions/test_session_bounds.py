@@ -184,3 +184,34 @@ async def test_many_requests_of_one_read_leave_others_their_turn(
             nursery.cancel_scope.cancel()
     # One turn may see the end of a read and the beginning of the next.
     assert max(handled.values()) <= 64
+
+
+@pytest.mark.requirement("P7.14", "P14.4")
+@pytest.mark.parametrize("bound", [{"retention_records": 20}, {"retention_bytes": 100_000}])
+async def test_one_principals_ended_jobs_do_not_push_out_anothers(script: Script, bound: dict[str, int]) -> None:
+    async with arcp_trio.open_runtime(script.agents, limits=arcp_trio.Limits(**bound)) as runtime:
+        client = await connect_raw(runtime)
+        mine = []
+        for _ in range(3):
+            mine.append(await client.submit("echo", "x" * 3000))
+            await client.receive_until("job.result")
+        busy = await connect_raw(runtime, principal="busy")
+        for _ in range(60):
+            last = await busy.submit("echo", "x" * 3000)
+            await busy.receive_until("job.result")
+        directory = runtime._directory
+        assert all(directory.find(job_id) is not None for job_id in mine)
+        assert directory.find(last) is not None
+        assert directory.retained <= limits_of(bound, "retention_records")
+        assert directory.retained_bytes <= limits_of(bound, "retention_bytes")
+        assert len(directory.index) == directory.retained
+        # Who comes anew is not the one who goes: of those two the one who has more is.
+        newcomer = await connect_raw(runtime, principal="new")
+        newest = await newcomer.submit("echo", "x" * 20_000)
+        await newcomer.receive_until("job.result")
+        assert directory.find(newest) is not None
+        assert directory.retained_bytes <= limits_of(bound, "retention_bytes")
+
+
+def limits_of(bound: dict[str, int], name: str) -> int:
+    return bound.get(name, 10**9)
