@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from heapq import heapify, heappop, heappush
 
 from ..limits import Limits
 from ..wire.errors import InternalError
@@ -66,13 +67,17 @@ class SessionDirectory:
         sessions: dict[str, list[Session]] = {}
         for session in self._sessions.values():
             sessions.setdefault(session.principal.name, []).append(session)
-        used = {name: sum(each.stream.kept_bytes for each in theirs) for name, theirs in sessions.items()}
-        while total.used > total.limit - total.limit // _RELIEF and any(used.values()):
-            name = max(used, key=used.__getitem__)
+        # Negative, so that the first of the heap has most.
+        used = [(-sum(each.stream.kept_bytes for each in theirs), name) for name, theirs in sessions.items()]
+        heapify(used)
+        while used and total.used > total.limit - total.limit // _RELIEF:
+            size, name = heappop(used)
             largest = max(sessions[name], key=lambda session: session.stream.kept_bytes)
-            used[name] -= largest.stream.kept_bytes
+            size += largest.stream.kept_bytes
             largest.give_way()
-            used[name] += largest.stream.kept_bytes
+            size -= largest.stream.kept_bytes
+            if size < 0:
+                heappush(used, (size, name))
 
     def add(self, session: Session) -> None:
         """Add a session that was welcomed."""
