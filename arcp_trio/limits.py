@@ -64,8 +64,8 @@ class Limits:
         waiting_subscribes: Subscriptions with a history that wait until the session has room for it; likewise.
         history_events: Events of one job that are kept for subscribers who come later; past it the oldest goes (P7.18).
         history_bytes: The bytes of those events, likewise.
-        histories_bytes: The bytes of the histories of all jobs together; past it those of ended jobs go, the
-            oldest first, and then a job's own oldest events.
+        histories_bytes: The bytes of the histories of all jobs together; past it those of the principal that has
+            most go, first of its ended jobs, the oldest first, then the older half of its longest.
         replies: Replies that wait for a connection; past it the connection is closed with 1008: a client
             that asks and does not read.
         reply_bytes: The bytes of those replies, likewise; one may pass it.

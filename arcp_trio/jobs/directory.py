@@ -130,7 +130,7 @@ class JobDirectory:
         theirs.job_ids.append(record.job_id)
         theirs.size += record.size
         self._record_bytes += record.size
-        self.histories.ended(record.job_id, record.feed.history)
+        record.feed.history.end()
         while len(self._records) > self._limits.retention_records:
             others = self._retained[self._oldest.principal]
             self._evict(others if len(others.job_ids) >= len(theirs.job_ids) else theirs)
@@ -158,7 +158,7 @@ class JobDirectory:
             del self._retained[record.principal]
         self._record_bytes -= record.size
         self.index.remove(record.job_id)
-        self.histories.forget(record.job_id)
+        record.feed.history.forget()
 
     def _arm(self) -> None:
         if self._retention is None and self._records:

@@ -215,3 +215,36 @@ async def test_one_principals_ended_jobs_do_not_push_out_anothers(script: Script
 
 def limits_of(bound: dict[str, int], name: str) -> int:
     return bound.get(name, 10**9)
+
+
+@pytest.mark.requirement("P7.18", "P14.4")
+@pytest.mark.parametrize("agent", ["flood", "hold"])
+async def test_one_principals_histories_do_not_push_out_anothers(script: Script, agent: str) -> None:
+    """Whether its jobs have ended or still run."""
+
+    @script.agents.register("hold")
+    async def hold(job: arcp_trio.JobContext, count: int) -> None:
+        for number in range(count):
+            await job.log("info", f"line {number}")
+        await script.gate.wait()
+
+    limits = arcp_trio.Limits(histories_bytes=100_000)
+    async with arcp_trio.open_runtime(script.agents, limits=limits) as runtime:
+        histories = runtime._directory.histories
+        client = await connect_raw(runtime)
+        before = runtime._directory.find(await client.submit("flood", 20))
+        await client.settle()
+        busy = await connect_raw(runtime, principal="busy")
+        theirs = [runtime._directory.find(await busy.submit(agent, 100)) for _ in range(6)]
+        await busy.settle()
+        after = runtime._directory.find(await client.submit("flood", 20))
+        await client.settle()
+        assert before is not None
+        assert after is not None
+        assert [len(job.feed.history) for job in (before, after)] == [20, 20]
+        lengths = [len(job.feed.history) for job in theirs if job is not None]
+        assert all(length < 100 for length in lengths[:1])
+        assert lengths[-1] > 0
+        assert 60_000 < histories.used <= 100_000
+        assert histories.used == sum(job.feed.history.size for job in (before, after, *theirs) if job is not None)
+        script.gate.set()
