@@ -85,7 +85,7 @@ class Session:
 
     Attributes:
         session_id: Its id.
-        principal: Who it belongs to.
+        principal: Who it belongs to, as its present connection's token says.
         shape: What was negotiated: dialect and features, for the session's whole life (P6.9).
         inventory: The agents as its first welcome advertised them.
         stream: What its client has still to be told, and may ask for again.

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from helpers import Script, connect_raw, open_raw
-from sessions.resuming import resume, sequence
+from helpers import Script, connect_raw, make_hello, open_raw
+from sessions.resuming import resume, resume_hello, sequence
 
 import arcp_trio
 from arcp_trio.sessions.requests import RequestHandler
@@ -248,3 +248,26 @@ async def test_one_principals_histories_do_not_push_out_anothers(script: Script,
         assert 60_000 < histories.used <= 100_000
         assert histories.used == sum(job.feed.history.size for job in (before, after, *theirs) if job is not None)
         script.gate.set()
+
+
+@pytest.mark.requirement("P6.2", "P6.8")
+async def test_a_resume_gives_no_more_than_its_own_token(script: Script) -> None:
+    """Two tokens of one principal, of which one may less: its connections may less, whatever session they resume."""
+    verifier = arcp_trio.StaticTokens(
+        {
+            "wide": arcp_trio.Principal(name="p"),
+            "narrow": arcp_trio.Principal(name="p", agents=frozenset({"gate"})),
+        }
+    )
+    async with arcp_trio.open_runtime(script.agents) as runtime:
+        for token, wanted in (("narrow", "session.error"), ("wide", "job.accepted")):
+            client = await connect_raw(runtime, principal=None, verifier=verifier, hello=make_hello(token="wide"))
+            await client.submit("echo")
+            await client.receive_until("job.result")
+            hello = resume_hello(client, 1)
+            hello["payload"]["auth"]["token"] = token
+            resumed = await connect_raw(runtime, principal=None, verifier=verifier, hello=hello)
+            assert resumed.session_id == client.session_id
+            await resumed.request("job.submit", {"agent": "echo", "input": 1}, id="again")
+            answer = await resumed.receive_until(lambda frame: frame["payload"].get("request_id") == "again")
+            assert answer["type"] == wanted
