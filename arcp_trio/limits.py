@@ -30,7 +30,8 @@ class Limits:
         shutdown_seconds: The one deadline that all phases of a shutdown share.
         drain_seconds: The share of it in which running jobs may still end by themselves.
         retention_seconds: How long an ended job is known; past it JOB_NOT_FOUND (P7.14).
-        retention_records: How many ended jobs are known; past it the oldest goes first.
+        retention_records: How many ended jobs are known; past it one goes of the principal with the oldest or the
+            newest, whoever has more, that one's oldest.
         retention_bytes: How many bytes their terminal events may take together; likewise.
         idempotency_keys: Live idempotency keys in all; past it a submit with a new key is refused.
         connections: Connections in all; past it an upgrade is refused with HTTP status 503.
@@ -52,9 +53,9 @@ class Limits:
         window_events: Events that a session keeps to send them again: past it the oldest that was sent goes, and
             half of it unsent closes the connection with 4001 (P6.18); the other half is time to resume.
         window_bytes: The bytes of those events, likewise.
-        windows_bytes: The bytes of all windows together, what several share counted for each; past it sessions that
-            wait for their clients end, the longest first, and then whoever gets an event is treated as if its own
-            window were full.
+        windows_bytes: The bytes of all windows together, what several share counted for each; past it the largest
+            of the principal that has most gives way: what was sent goes, by halves, then its connection is closed
+            with 4001, then it ends.
         lag_events: Unsent events above which a session is told that it lags, and its own agents wait (P6.17).
         lag_bytes: Unsent bytes, likewise.
         unacked_events: Sent events without an ack, where acks were negotiated, above which it is told too (P6.17).
@@ -63,12 +64,13 @@ class Limits:
         waiting_subscribes: Subscriptions with a history that wait until the session has room for it; likewise.
         history_events: Events of one job that are kept for subscribers who come later; past it the oldest goes (P7.18).
         history_bytes: The bytes of those events, likewise.
-        histories_bytes: The bytes of the histories of all jobs together; past it those of ended jobs go, the
-            oldest first, and then a job's own oldest events.
+        histories_bytes: The bytes of the histories of all jobs together; past it those of the principal that has
+            most go, first of its ended jobs, the oldest first, then the older half of its longest.
         replies: Replies that wait for a connection; past it the connection is closed with 1008: a client
             that asks and does not read.
         reply_bytes: The bytes of those replies, likewise; one may pass it.
-        remembered_messages: Message ids remembered to recognise a retransmission (P5.7).
+        remembered_messages: Message ids that a session remembers to recognise a retransmission (P5.7).
+        remembered_bytes: The bytes of the answers that it holds for one; past it the oldest is held no more.
         malformed_in_a_row: Malformed frames that close a connection (1008) (P5.5).
         waiting_cancels: Refused cancels of one job that wait for its terminal event to be answered behind
             it; past it they are answered at once.
@@ -115,6 +117,7 @@ class Limits:
     replies: int = 1_024
     reply_bytes: int = 8 * MIB
     remembered_messages: int = 1_024
+    remembered_bytes: int = 1 * MIB
     malformed_in_a_row: int = 8
     waiting_cancels: int = 64
     slice_seconds: float = 0.001

@@ -221,7 +221,7 @@ class JobActor:
         self.max_runtime_sec = spec.max_runtime_sec
         self.created_at = services.clock.timestamp()
         self.state: State = PENDING
-        self.feed = JobFeed(job_id, spec.trace_id, services.directory.histories.open())
+        self.feed = JobFeed(job_id, spec.trace_id, services.directory.histories.open(spec.principal))
         self.throttle: Throttle | None = None
         self.stop_requested = False
         self._mailbox = Mailbox()

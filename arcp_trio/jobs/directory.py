@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from ..limits import Limits
@@ -21,10 +22,20 @@ if TYPE_CHECKING:
 __all__ = ["JobDirectory"]
 
 
+@attrs.define
+class _Retained:
+    """What is retained of one principal's jobs: their ids, the oldest first, and the bytes of their records."""
+
+    job_ids: deque[str] = attrs.field(factory=deque)
+    size: int = 0
+
+
 class JobDirectory:
     """Finds a job by its id. Every change is synchronous.
 
-    Records go by age, number and bytes, oldest first; one deadline serves the oldest.
+    Records go by age, oldest first: one deadline serves the oldest. They go by number and bytes too, and then one of
+    the principal with the oldest or of the one with the newest goes, whoever has more: so nobody's jobs, however
+    many, push out those of another who has few.
 
     Attributes:
         index: Where each of the jobs stands in a listing: it holds exactly those that :meth:`find` finds.
@@ -36,8 +47,9 @@ class JobDirectory:
         self._timers = timers
         self.index = JobIndex()
         self._actors: dict[str, JobActor] = {}
-        self._records: dict[str, JobRecord] = {}
-        self._oldest: deque[str] = deque()
+        # The oldest first.
+        self._records: OrderedDict[str, JobRecord] = OrderedDict()
+        self._retained: dict[str, _Retained] = {}
         self._record_bytes = 0
         self._running: Counter[str] = Counter()
         # A whole history fits into half of what may be unsent in a session: it alone makes nobody too slow.
@@ -114,13 +126,18 @@ class JobDirectory:
             del self._running[record.principal]
         self._records[record.job_id] = record
         self.index.move(record.job_id, record.status)
-        self._oldest.append(record.job_id)
+        theirs = self._retained.setdefault(record.principal, _Retained())
+        theirs.job_ids.append(record.job_id)
+        theirs.size += record.size
         self._record_bytes += record.size
-        self.histories.ended(record.job_id, record.feed.history)
-        while len(self._oldest) > self._limits.retention_records or (
-            self._record_bytes > self._limits.retention_bytes and len(self._oldest) > 1
-        ):
-            self._evict()
+        record.feed.history.end()
+        while len(self._records) > self._limits.retention_records:
+            others = self._retained[self._oldest.principal]
+            self._evict(others if len(others.job_ids) >= len(theirs.job_ids) else theirs)
+        while self._record_bytes > self._limits.retention_bytes and len(self._records) > 1:
+            others = self._retained[self._oldest.principal]
+            # Not the newest itself, however large.
+            self._evict(others if others.size >= theirs.size or len(theirs.job_ids) == 1 else theirs)
         self._arm()
         if not self._actors:
             self._idle.set()
@@ -129,20 +146,29 @@ class JobDirectory:
         """Wait until no job runs. A checkpoint; cancelling it changes nothing."""
         await self._idle.wait()
 
-    def _evict(self) -> None:
-        record = self._records.pop(self._oldest.popleft())
+    @property
+    def _oldest(self) -> JobRecord:
+        return next(iter(self._records.values()))
+
+    def _evict(self, theirs: _Retained) -> None:
+        """Forget a principal's oldest record."""
+        record = self._records.pop(theirs.job_ids.popleft())
+        theirs.size -= record.size
+        if not theirs.job_ids:
+            del self._retained[record.principal]
         self._record_bytes -= record.size
         self.index.remove(record.job_id)
-        self.histories.forget(record.job_id)
+        record.feed.history.forget()
 
     def _arm(self) -> None:
-        if self._retention is None and self._oldest:
-            oldest = self._records[self._oldest[0]]
-            self._retention = self._timers.call_at(oldest.ended_at + self._limits.retention_seconds, self._expire)
+        if self._retention is None and self._records:
+            until = self._oldest.ended_at + self._limits.retention_seconds
+            self._retention = self._timers.call_at(until, self._expire)
 
     def _expire(self) -> None:
         self._retention = None
         now = trio.current_time()
-        while self._oldest and self._records[self._oldest[0]].ended_at + self._limits.retention_seconds <= now:
-            self._evict()
+        while self._records and self._oldest.ended_at + self._limits.retention_seconds <= now:
+            # The oldest of all is the oldest of its principal.
+            self._evict(self._retained[self._oldest.principal])
         self._arm()

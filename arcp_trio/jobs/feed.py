@@ -17,6 +17,7 @@ from ..wire.dialects import Dialect
 from ..wire.envelope import encode_tail
 from ..wire.errors import CORE_CODES, sendable_retryable
 from ..wire.job_messages import JobError
+from ..wire.jsontext import encode_json
 from .history import JobHistory
 from .lifecycle import FinalStatus, Outcome
 
@@ -191,6 +192,8 @@ class TerminalEntry:
         outcome = self._outcome
         result = outcome.result
         size = len(outcome.message) + len(outcome.code)
+        if outcome.details:
+            size += len(encode_json(dict(outcome.details)))
         if result is not None:
             size += len(result.inline or b"") + len(result.assembled or b"")
         return size

@@ -6,12 +6,16 @@ Sans-IO. The entries are those that the followers got: a history costs a referen
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .feed import EventEntry
 
 __all__ = ["Histories", "JobHistory"]
+
+# What is made free when the histories of all are full: one in so many of their bytes.
+_RELIEF = 16
 
 
 class JobHistory:
@@ -22,10 +26,11 @@ class JobHistory:
         size: How many bytes the events have.
     """
 
-    __slots__ = ("_entries", "_histories", "first_seq", "size")
+    __slots__ = ("_entries", "_histories", "_kept", "first_seq", "size")
 
-    def __init__(self, histories: Histories) -> None:
+    def __init__(self, histories: Histories, kept: _Kept) -> None:
         self._histories = histories
+        self._kept = kept
         # Made with the first event: many jobs have none.
         self._entries: deque[EventEntry] | None = None
         self.first_seq = 1
@@ -40,7 +45,15 @@ class JobHistory:
             self._entries = deque()
         self._entries.append(entry)
         self.size += len(entry.tail)
-        self._histories.grown(self, len(entry.tail))
+        self._histories.grown(self, self._kept, len(entry.tail))
+
+    def end(self) -> None:
+        """Note that the job has ended. Called once."""
+        self._histories.ended(self, self._kept)
+
+    def forget(self) -> None:
+        """Drop everything: the job has ended and is known no more."""
+        self._histories.forget(self, self._kept)
 
     def drop_oldest(self) -> int:
         """Drop the oldest event; return how many bytes it had."""
@@ -65,45 +78,92 @@ class JobHistory:
         return list(entries)[skip:]
 
 
+class _Kept:
+    """The histories of one principal's jobs, and their bytes."""
+
+    __slots__ = ("ended", "principal", "running", "used")
+
+    def __init__(self, principal: str) -> None:
+        self.principal = principal
+        self.running: dict[JobHistory, None] = {}
+        # Those of jobs that have ended, the oldest first.
+        self.ended: OrderedDict[JobHistory, None] = OrderedDict()
+        self.used = 0
+
+
 class Histories:
     """The bounds that all histories of a runtime share.
 
     Args:
         events: How many events one history keeps.
         size: How many bytes.
-        total: How many bytes all have together: past it those of ended jobs go, the oldest first, and then the
-            oldest events of the history that has grown.
+        total: How many bytes all have together: past it those of the principal that has most go, first of its ended
+            jobs, the oldest first, then the older half of its longest, until one in sixteen of the bytes is free.
     """
 
     def __init__(self, *, events: int, size: int, total: int) -> None:
         self._events = events
         self._size = size
         self._total = total
-        self._ended: OrderedDict[str, JobHistory] = OrderedDict()
+        self._of: dict[str, _Kept] = {}
         self.used = 0
 
-    def open(self) -> JobHistory:
-        """Return the history of a new job."""
-        return JobHistory(self)
+    def open(self, principal: str) -> JobHistory:
+        """Return the history of a new job of that principal."""
+        kept = self._of.get(principal)
+        if kept is None:
+            kept = self._of[principal] = _Kept(principal)
+        history = JobHistory(self, kept)
+        kept.running[history] = None
+        return history
 
-    def grown(self, history: JobHistory, size: int) -> None:
+    def grown(self, history: JobHistory, kept: _Kept, size: int) -> None:
         """Keep the bounds after an event of ``size`` bytes was appended."""
-        self.used += size
         while len(history) > self._events or (history.size > self._size and len(history)):
-            self.used -= history.drop_oldest()
-        while self.used > self._total and self._ended:
-            _, oldest = self._ended.popitem(last=False)
-            self.used -= oldest.clear()
-        while self.used > self._total and len(history):
-            self.used -= history.drop_oldest()
+            size -= history.drop_oldest()
+        kept.used += size
+        self.used += size
+        if self.used > self._total:
+            self._relieve()
 
-    def ended(self, job_id: str, history: JobHistory) -> None:
-        """Note that a job has ended: its history may go when room is needed."""
+    def _relieve(self) -> None:
+        # More than is needed: looking at all principals is not to be done for every event.
+        target = self._total - self._total // _RELIEF
+        # Negative, so that the first of the heap has most.
+        used = [(-kept.used, principal) for principal, kept in self._of.items() if kept.used]
+        heapify(used)
+        while used and self.used > target:
+            size, principal = heappop(used)
+            kept = self._of[principal]
+            if kept.ended:
+                oldest, _ = kept.ended.popitem(last=False)
+                freed = oldest.clear()
+            else:
+                largest = max(kept.running, key=_size_of)
+                freed = sum(largest.drop_oldest() for _ in range((len(largest) + 1) // 2))
+            self._note_freed(kept, freed)
+            if size + freed < 0:
+                heappush(used, (size + freed, principal))
+
+    def _note_freed(self, kept: _Kept, size: int) -> None:
+        kept.used -= size
+        self.used -= size
+        if not kept.running and not kept.ended:
+            del self._of[kept.principal]
+
+    def ended(self, history: JobHistory, kept: _Kept) -> None:
+        """Note that a job has ended: its history goes before those of the jobs that run."""
+        del kept.running[history]
         if len(history):
-            self._ended[job_id] = history
+            kept.ended[history] = None
+        self._note_freed(kept, 0)
 
-    def forget(self, job_id: str) -> None:
+    def forget(self, history: JobHistory, kept: _Kept) -> None:
         """Drop the history of an ended job that is known no more."""
-        history = self._ended.pop(job_id, None)
-        if history is not None:
-            self.used -= history.clear()
+        if history in kept.ended:
+            del kept.ended[history]
+            self._note_freed(kept, history.clear())
+
+
+def _size_of(history: JobHistory) -> int:
+    return history.size

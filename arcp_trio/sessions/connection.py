@@ -32,6 +32,9 @@ __all__ = ["Connection"]
 
 logger = logging.getLogger("arcp_trio.sessions")
 
+# How many frames of one read are handled before others have their turn: a pipe's 64 KiB hold hundreds.
+_FRAMES_A_TURN = 32
+
 
 class Connection:
     """A client's connection, from its first byte to its last.
@@ -111,13 +114,14 @@ class Connection:
 
     def too_slow(self, limit: str, resumable_from: int) -> None:
         """End this connection because too much is unsent; the session waits to be resumed (P6.18)."""
-        if self._goodbye is None and self._replies is not None:
+        if self._goodbye is None:
             error = InternalError(
                 f"the client reads too slowly: more is unsent than half of the limit {limit} allows",
                 details={"limit": limit, "resumable_from": resumable_from},
             )
             self._leave_session()
-            self.close(CloseCode.TOO_SLOW, f"too slow: limit {limit}", self._replies.error(error))
+            last = self._replies.error(error) if self._replies is not None else None
+            self.close(CloseCode.TOO_SLOW, f"too slow: limit {limit}", last)
 
     def replaced(self) -> None:
         """End this connection because another one has its session: it gets nothing more (P6.11)."""
@@ -292,11 +296,11 @@ class Connection:
     async def _read(self, handler: RequestHandler, frames: list[bytes | str], token: str) -> None:
         is_backlog = True
         while True:
-            for frame in frames:
+            for count, frame in enumerate(frames, 1):
                 # What was read when the connection lost its session is nobody's request.
                 if self._goodbye is not None or not handler.handle(frame):
                     return
-                if self._priority_bytes > self._limits.write_batch_bytes:
+                if count % _FRAMES_A_TURN == 0 or self._priority_bytes > self._limits.write_batch_bytes:
                     # A large answer took its time to make: others have their turn, and it its write, ahead of the next.
                     await trio.lowlevel.checkpoint()
             try:

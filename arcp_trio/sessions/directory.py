@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from heapq import heapify, heappop, heappush
 
 from ..limits import Limits
 from ..wire.errors import InternalError
@@ -10,6 +11,9 @@ from .session import Session
 from .stream import WindowTotal
 
 __all__ = ["SessionDirectory"]
+
+# What is made free when the windows of all are full: one in so many of their bytes.
+_RELIEF = 16
 
 
 class SessionDirectory:
@@ -55,9 +59,25 @@ class SessionDirectory:
         oldest.close()
 
     def relieve(self, total: WindowTotal) -> None:
-        """Make room for the windows of those who are here: sessions that wait end, the longest first."""
-        while total.used > total.limit and self._waiting:
-            next(iter(self._waiting)).close()
+        """Make room for all windows: the largest of the principal that has most gives way, until a part is free.
+
+        So nobody's windows, however many, push out those of another who has less. Free is more than what is needed:
+        looking at all sessions costs a moment, and is not to be done for every event.
+        """
+        sessions: dict[str, list[Session]] = {}
+        for session in self._sessions.values():
+            sessions.setdefault(session.principal.name, []).append(session)
+        # Negative, so that the first of the heap has most.
+        used = [(-sum(each.stream.kept_bytes for each in theirs), name) for name, theirs in sessions.items()]
+        heapify(used)
+        while used and total.used > total.limit - total.limit // _RELIEF:
+            size, name = heappop(used)
+            largest = max(sessions[name], key=lambda session: session.stream.kept_bytes)
+            size += largest.stream.kept_bytes
+            largest.give_way()
+            size -= largest.stream.kept_bytes
+            if size < 0:
+                heappush(used, (size, name))
 
     def add(self, session: Session) -> None:
         """Add a session that was welcomed."""

@@ -246,6 +246,8 @@ def _find_session(opening: _Opening, resume: ResumeRequest, principal: Principal
             f"$.payload.capabilities.features: a session's features are fixed, and this hello lacks {missing}"
         )
     session.tokens.confirm(token)
+    # What it may do is what its present token says; an anonymous one keeps its first name.
+    session.principal = attrs.evolve(principal, name=session.principal.name)
     return session
 
 

@@ -98,7 +98,8 @@ class _CancelReply:
         self._handler = handler
         self._request_id = request_id
         self._job_id = job_id
-        self._reason = reason
+        # It may wait for the job's end, and be as long as a frame: no more is kept than is sent.
+        self._reason = reason[:_MAX_REASON] if reason else None
 
     @property
     def reason(self) -> str | None:
@@ -111,7 +112,7 @@ class _CancelReply:
             "job.cancelled",
             JobCancelled(
                 job_id=self._job_id,
-                reason=(self._reason or "cancelled")[:_MAX_REASON],
+                reason=self._reason or "cancelled",
                 request_id=self._request_id,
                 reply_to=self._request_id,
             ),

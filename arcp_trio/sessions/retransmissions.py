@@ -34,13 +34,18 @@ class Retransmissions:
 
     Args:
         limit: How many are remembered; past it the oldest is forgotten.
+        reply_bytes: The bytes of the answers that are held; past it the oldest is dropped, and its message stays known.
     """
 
-    __slots__ = ("_limit", "_messages")
+    __slots__ = ("_answered", "_held_bytes", "_limit", "_messages", "_reply_bytes")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, reply_bytes: int) -> None:
         self._limit = limit
+        self._reply_bytes = reply_bytes
         self._messages: OrderedDict[str, _Message] = OrderedDict()
+        # Those whose answers are held, the oldest answer first.
+        self._answered: OrderedDict[str, _Message] = OrderedDict()
+        self._held_bytes = 0
 
     def recognise(self, message_id: str, text: bytes | str) -> tuple[bytes | None, Answer] | None:
         """Remember a message; for one that came before, return its answer (``None`` where it is not held) and its way.
@@ -54,7 +59,7 @@ class Retransmissions:
         if message is None:
             self._messages[message_id] = _Message(content)
             if len(self._messages) > self._limit:
-                self._messages.popitem(last=False)
+                self._let_go(self._messages.popitem(last=False)[0])
             return None
         if message.content != content:
             raise InvalidRequestError("$.id: was used before, for another message")
@@ -63,5 +68,18 @@ class Retransmissions:
     def hold(self, message_id: str, reply: bytes, way: Answer) -> None:
         """Hold the answer to a message that is remembered."""
         message = self._messages.get(message_id)
-        if message is not None and len(reply) <= _MAX_HELD_REPLY:
-            message.reply, message.way = reply, way
+        if message is None or len(reply) > _MAX_HELD_REPLY:
+            return
+        self._let_go(message_id)
+        message.reply, message.way = reply, way
+        self._answered[message_id] = message
+        self._held_bytes += len(reply)
+        while self._held_bytes > self._reply_bytes:
+            self._let_go(next(iter(self._answered)))
+
+    def _let_go(self, message_id: str) -> None:
+        """Drop the answer to a message, if it is held."""
+        message = self._answered.pop(message_id, None)
+        if message is not None and message.reply is not None:
+            self._held_bytes -= len(message.reply)
+            message.reply, message.way = None, Answer.REPLY

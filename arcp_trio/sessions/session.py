@@ -51,7 +51,7 @@ class SessionParts:
 
     Attributes:
         total: The bytes of all their windows.
-        relieve: Makes room in it, if somebody who is not here has any.
+        relieve: Makes room in it, at the cost of those who have most of it.
         attached: Is told of a session that has a connection from now on.
         detached: Is told of a session that waits for its client from now on.
         ended: Is told of a session that is no more.
@@ -67,6 +67,16 @@ class SessionParts:
     ended: Callable[[Session], None]
 
 
+@attrs.frozen(eq=False)
+class _Waiting:
+    """A subscription that waits for room."""
+
+    feed: JobFeed
+    events: int
+    size: int
+    do: Callable[[bool], None]
+
+
 class Session:
     """One session.
 
@@ -75,7 +85,7 @@ class Session:
 
     Attributes:
         session_id: Its id.
-        principal: Who it belongs to.
+        principal: Who it belongs to, as its present connection's token says.
         shape: What was negotiated: dialect and features, for the session's whole life (P6.9).
         inventory: The agents as its first welcome advertised them.
         stream: What its client has still to be told, and may ask for again.
@@ -100,13 +110,13 @@ class Session:
         )
         self.stream = SessionStream(session_id, bounds, parts.total)
         self.tokens = ResumeTokens()
-        self.retransmissions = Retransmissions(limits.remembered_messages)
+        self.retransmissions = Retransmissions(limits.remembered_messages, limits.remembered_bytes)
         self._parts = parts
         self._limits = limits
         self._connection: SessionConnection | None = None
         self._followed: dict[JobFeed, JobActor] = {}
         # Subscriptions that wait until their histories have room, oldest first.
-        self._waiting: deque[tuple[int, int, Callable[[], None]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._open = True
         self._window: Timer | None = None
         self._pause: Timer | None = None
@@ -120,6 +130,11 @@ class Session:
     def followed(self) -> int:
         """How many jobs it follows."""
         return len(self._followed)
+
+    @property
+    def waiting(self) -> int:
+        """How many subscriptions wait until there is room for their histories."""
+        return len(self._waiting)
 
     @property
     def is_connected(self) -> bool:
@@ -141,6 +156,8 @@ class Session:
         if self._window is not None:
             self._window.cancel()
             self._window = None
+        # The old one's, if there is one: the new one has its own.
+        self.end_pause()
         if resume_from is not None:
             self.stream.rewind(resume_from)
         self._parts.attached(self)
@@ -181,10 +198,24 @@ class Session:
         self._end_throttling()
         self._parts.ended(self)
 
+    def give_way(self) -> None:
+        """Make room for others: what was sent goes first, by halves, then the connection, then the session."""
+        if self.stream.evict():
+            return
+        connection = self._connection
+        if connection is None:
+            self.close()
+        else:
+            connection.too_slow("windows_bytes", self.stream.floor)
+            # One that says goodbye already hears nothing.
+            self.detach(connection)
+
     # --- what it follows ----------------------------------------------------------------------------
 
     def follow(self, actor: JobActor) -> None:
-        """Follow a job from now on."""
+        """Follow a job from now on; not once this session has ended, perhaps by what came just before."""
+        if not self._open:
+            return
         self._followed[actor.feed] = actor
         actor.feed.follow(self)
 
@@ -192,26 +223,35 @@ class Session:
         """Say whether it follows a job."""
         return actor.feed in self._followed
 
-    def unfollow(self, actor: JobActor) -> None:
-        """Follow a job no more; harmless if it does not."""
-        if self._followed.pop(actor.feed, None) is not None:
-            actor.feed.unfollow(self)
+    def unfollow(self, feed: JobFeed) -> None:
+        """Follow a job no more, nor when there is room; harmless if it does not."""
+        if self._followed.pop(feed, None) is not None:
+            feed.unfollow(self)
+        for waiting in [each for each in self._waiting if each.feed is feed]:
+            self._waiting.remove(waiting)
+            waiting.do(False)
 
-    def when_room(self, events: int, size: int, do: Callable[[], None]) -> None:
-        """Do something once so many events fit in the stream beside what is unsent: now, if they do.
+    def when_room(self, feed: JobFeed, events: int, size: int, do: Callable[[bool], None]) -> None:
+        """Join a job once so many events fit in the stream beside what is unsent: now, if they do.
+
+        Args:
+            feed: The job's.
+            events: How many events its history has.
+            size: How many bytes they have.
+            do: Called once, with whether the session still wants to join. Synchronous; never fails.
 
         Raises:
             InternalError: Too many wait already, the limit waiting_subscribes.
         """
         if not self._waiting and self._has_room(events, size):
-            do()
+            do(True)
             return
         if len(self._waiting) >= self._limits.waiting_subscribes:
             raise InternalError(
                 "more subscriptions wait for their histories than the limit waiting_subscribes",
                 details={"limit": "waiting_subscribes", "value": self._limits.waiting_subscribes},
             )
-        self._waiting.append((events, size, do))
+        self._waiting.append(_Waiting(feed, events, size, do))
 
     def _has_room(self, events: int, size: int) -> bool:
         # A history alone may be as large as a lag that closes: then it goes when nothing else is unsent.
@@ -300,8 +340,8 @@ class Session:
             # The episode is over: the next one has its whole time again.
             self._throttle_until = None
             self._end_throttling()
-        while self._waiting and self._has_room(*self._waiting[0][:2]):
-            self._waiting.popleft()[2]()
+        while self._waiting and self._has_room(self._waiting[0].events, self._waiting[0].size):
+            self._waiting.popleft().do(True)
         return frames
 
     def end_pause(self) -> None:

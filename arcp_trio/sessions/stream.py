@@ -234,15 +234,8 @@ class SessionStream:
             that the other half is time to resume (P6.18). ``None`` where all is well.
         """
         bounds = self._bounds
-        # Only numbered entries: riders at the end stand before a number that is still to come.
-        while self._sent_events and (
-            self.kept_events > bounds.window_events
-            or self.kept_bytes > bounds.window_bytes
-            or self._total.used > self._total.limit
-        ):
-            # A rider goes with the event behind it: else that would be replayed without it.
-            while not self._drop_oldest():
-                pass
+        while self._sent_events and (self.kept_events > bounds.window_events or self.kept_bytes > bounds.window_bytes):
+            self._evict_oldest()
         if self.lag_events * 2 > bounds.window_events:
             return "window_events"
         if self.lag_bytes * 2 > bounds.window_bytes:
@@ -250,6 +243,19 @@ class SessionStream:
         if self._total.used > self._total.limit:
             return "windows_bytes"
         return None
+
+    def evict(self) -> bool:
+        """Evict the older half of what was sent, for the others' sake; say whether there was anything."""
+        evicted = self._sent_events > 0
+        for _ in range((self._sent_events + 1) // 2):
+            self._evict_oldest()
+        return evicted
+
+    def _evict_oldest(self) -> None:
+        """Evict the oldest numbered entry; riders at the end stand before a number that is still to come."""
+        # A rider goes with the event behind it: else that would be replayed without it.
+        while not self._drop_oldest():
+            pass
 
     @property
     def overflows(self) -> bool:
@@ -312,6 +318,18 @@ class SessionStream:
             self._sent_events -= entry[2] == _NUMBERED
             self.unsent_events += 1
             self.unsent_bytes += length
+        # A client may have more than the connection before was told: a resume from further back was cut short.
+        while self._unsent and self._unsent[0][0] <= last_event_seq:
+            entry = self._unsent.popleft()
+            length = len(entry[1])
+            self.unsent_events -= 1
+            self.unsent_bytes -= length
+            if entry[2] >= _PASSING:
+                self._total.used -= length
+            else:
+                self._sent.append(entry)
+                self._sent_bytes += length
+                self._sent_events += entry[2] == _NUMBERED
         self.told = last_event_seq
         self._replay_events = self.unsent_events
         self._replay_bytes = self.unsent_bytes

@@ -42,26 +42,40 @@ def subscribe(
     after = request.from_event_seq or 0
     if after < 0:
         raise InvalidRequestError("$.payload.from_event_seq: expected an integer from 0, got a negative one")
-    if isinstance(job, JobActor) and not session.follows(job) and session.followed >= limit:
+    follows = session.followed + session.waiting
+    if isinstance(job, JobActor) and not session.follows(job) and follows >= limit:
         raise InternalError(
-            f"this session follows {session.followed} jobs, the limit subscriptions",
+            f"this session follows {follows} jobs, the limit subscriptions",
             details={"limit": "subscriptions", "value": limit},
         )
     history = job.feed.history
     if request.history and len(history):
-        session.when_room(len(history), history.size, lambda: _join(session, job, after, answer))
+        session.when_room(
+            job.feed,
+            len(history),
+            history.size,
+            lambda joins: _join(session, job, after, answer, joins=joins),
+        )
     else:
         _join(session, job, after if request.history else None, answer)
 
 
 def _join(
-    session: Session, job: JobActor | JobRecord, after: int | None, answer: Callable[[JobSubscribed], None]
+    session: Session,
+    job: JobActor | JobRecord,
+    after: int | None,
+    answer: Callable[[JobSubscribed], None],
+    *,
+    joins: bool = True,
 ) -> None:
-    """Answer, replay what came after ``after`` (``None``: nothing) and follow. No checkpoint inside."""
+    """Answer, replay what came after ``after`` (``None``: nothing) and follow. No checkpoint inside.
+
+    One that was left while it waited, ``joins`` is false, is answered and gets nothing (P7.20).
+    """
     feed = job.feed
     # Twice is one subscription: what it gets already is not sent again (P7.20).
     follows = isinstance(job, JobActor) and session.follows(job)
-    replays = after is not None and not follows
+    replays = joins and after is not None and not follows
     entries = feed.history.after(after or 0) if replays else []
     first = feed.history.first_seq
     answer(
@@ -77,15 +91,19 @@ def _join(
             truncated_before=first if replays and (after or 0) + 1 < first else None,
         )
     )
+    if not joins:
+        return
     for entry in entries:
         session.append(entry, feed)
     if feed.terminal is not None:
         session.append(feed.terminal, feed)
+        # The record's size knows nothing of them.
+        feed.terminal.forget_tails()
     elif isinstance(job, JobActor):
         session.follow(job)
 
 
 def unsubscribe(session: Session, job: JobActor | JobRecord | None) -> None:
     """Follow a job no more. Harmless where it does not; the jobs that a session submitted stay its own (P7.20)."""
-    if isinstance(job, JobActor) and session.session_id not in job.owners:
-        session.unfollow(job)
+    if job is not None and session.session_id not in job.owners:
+        session.unfollow(job.feed)

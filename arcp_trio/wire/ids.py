@@ -104,4 +104,9 @@ def event_id_stem(session_id: str) -> str:
 
 def numbered_event_id(stem: str, event_seq: int) -> str:
     """Return the id of the frame ``event_seq`` (less than 2**50) of the session with that stem."""
-    return stem + _encode(event_seq, 5)
+    # As _encode does, without its list: this is done for every event and every session that follows it.
+    pairs = _PAIRS
+    return (
+        f"{stem}{pairs[event_seq >> 40 & 1023]}{pairs[event_seq >> 30 & 1023]}{pairs[event_seq >> 20 & 1023]}"
+        f"{pairs[event_seq >> 10 & 1023]}{pairs[event_seq & 1023]}"
+    )

@@ -284,7 +284,7 @@ class Listener:
 
 @pytest.mark.requirement("P7.8", "L01", "L06")
 def test_a_feed_publishes_once_and_lets_its_followers_go() -> None:
-    feed = JobFeed("job_1", "ab" * 16, Histories(events=10, size=1000, total=1000).open())
+    feed = JobFeed("job_1", "ab" * 16, Histories(events=10, size=1000, total=1000).open("me"))
     first, second, left = Listener(), Listener(), Listener()
     for follower in (first, second, left, first):
         feed.follow(follower)
@@ -306,7 +306,7 @@ def test_a_feed_publishes_once_and_lets_its_followers_go() -> None:
 @pytest.mark.requirement("P6.18", "L06")
 def test_a_follower_that_leaves_while_it_is_told_disturbs_no_other() -> None:
     """One that has become too slow closes at once, in the middle of the handing out."""
-    feed = JobFeed("job_1", "ab" * 16, Histories(events=10, size=1000, total=1000).open())
+    feed = JobFeed("job_1", "ab" * 16, Histories(events=10, size=1000, total=1000).open("me"))
 
     class Leaver(Listener):
         def append(self, entry: Entry, feed: JobFeed) -> None:

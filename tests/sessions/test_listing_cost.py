@@ -43,7 +43,7 @@ class FakeActor:
             completed_at=self.created_at,
             lease={},
             expires_at=None,
-            feed=JobFeed(self.job_id, "0" * 31 + "1", directory.histories.open()),
+            feed=JobFeed(self.job_id, "0" * 31 + "1", directory.histories.open(self.principal)),
             ended_at=0.0,
             size=100,
         )

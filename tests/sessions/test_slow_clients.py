@@ -288,24 +288,61 @@ async def test_a_flood_does_not_put_a_close_off(autojump_clock: trio.testing.Moc
         assert runtime.statistics().jobs_running == 1
 
 
-async def test_who_is_not_there_makes_room_for_those_who_are(script: Script) -> None:
-    limits = arcp_trio.Limits(windows_bytes=100_000)
+@pytest.mark.requirement("P6.16", "P14.4", "H13")
+async def test_who_has_most_makes_room_for_the_others(script: Script) -> None:
+    """However many sessions a principal fills, and never acks, it alone pays for them."""
+    limits = arcp_trio.Limits(windows_bytes=250_000)
     async with arcp_trio.open_runtime(script.agents, limits=limits) as runtime:
-        waiting = []
-        for _ in range(3):
-            client = await connect_raw(runtime, principal="somebody")
-            await client.request("job.submit", {"agent": "flood", "input": 100})
-            await client.settle()
-            await client.transport.abort()
-            await trio.testing.wait_all_tasks_blocked()
-            waiting.append(client)
-        assert runtime.statistics().sessions_waiting == 3
+        sessions = runtime._sessions._sessions
         client = await connect_raw(runtime)
-        for _ in range(3):
-            await client.request("job.submit", {"agent": "flood", "input": 100})
+        await client.submit("flood", 100)
+        await client.receive_until("job.result")
+        mine = sessions[client.session_id or ""]
+        waiting = await connect_raw(runtime)
+        await waiting.submit("flood", 10)
+        await waiting.settle()
+        await waiting.transport.abort()
+        others = [await connect_raw(runtime, principal="somebody") for _ in range(4)]
+        for other in others * 2:
+            await other.submit("flood", 100)
+            await other.receive_until("job.result")
+            assert mine._parts.total.used <= limits.windows_bytes
+        # All is full of theirs: what comes now is mine.
+        await client.submit("flood", 100)
+        await client.receive_until("job.result")
+        assert mine._parts.total.used <= limits.windows_bytes
+        # Nothing of mine has gone, and of theirs no more than what they had read.
+        assert (mine.stream.floor, mine.stream.kept_events) == (0, 202)
+        assert sessions[waiting.session_id or ""].stream.kept_events == 11
+        assert any(sessions[other.session_id or ""].stream.floor for other in others)
+        assert runtime.statistics().connections == 5
+
+
+@pytest.mark.requirement("P6.18", "P14.4")
+async def test_who_has_most_unread_is_closed_and_then_forgotten(autojump_clock: trio.testing.MockClock) -> None:
+    agents = arcp_trio.Agents()
+
+    @agents.register("flood")
+    async def flood(job: arcp_trio.JobContext, count: int) -> None:
+        for _ in range(count):
+            await job.log("info", "x" * 1000)
+
+    limits = arcp_trio.Limits(windows_bytes=1_000_000, throttle_seconds=0)
+    async with arcp_trio.open_runtime(agents, limits=limits) as runtime:
+        client = await connect_raw(runtime)
+        sleepers = [await connect_raw(runtime, principal="somebody") for _ in range(3)]
+        for sleeper in sleepers:
+            await sleeper.request("job.submit", {"agent": "flood", "input": 1000})
+        await runtime._directory.wait_idle()
+        for _ in range(5):
+            await client.submit("flood", 10)
             await client.receive_until("job.result")
-        statistics = runtime.statistics()
-        assert (statistics.sessions, statistics.connections) == (1, 1)
-        assert statistics.sessions_waiting < 3
-        # The one that waited longest has gone.
-        assert waiting[0].session_id not in runtime._sessions._sessions
+        mine = runtime._sessions._sessions[client.session_id or ""]
+        assert mine.stream.floor == 0
+        assert mine._parts.total.used <= limits.windows_bytes
+        codes = []
+        for sleeper in sleepers:
+            with trio.move_on_after(100):
+                codes.append((await sleeper.receive_close()).code)
+        assert set(codes) & {4001, 1006}
+        assert runtime.statistics().bugs == 0
