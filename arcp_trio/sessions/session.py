@@ -231,19 +231,17 @@ class Session:
             self._waiting.remove(waiting)
             waiting.do(False)
 
-    def when_room(self, feed: JobFeed, events: int, size: int, do: Callable[[bool], None]) -> None:
-        """Join a job once so many events fit in the stream beside what is unsent: now, if they do.
+    def when_room(self, feed: JobFeed, do: Callable[[bool], None]) -> None:
+        """Join a job once its history fits in the stream beside what is unsent: now, if it does.
 
         Args:
             feed: The job's.
-            events: How many events its history has.
-            size: How many bytes they have.
             do: Called once, with whether the session still wants to join. Synchronous; never fails.
 
         Raises:
             InternalError: Too many wait already, the limit waiting_subscribes.
         """
-        if not self._waiting and self._has_room(events, size):
+        if not self._waiting and self._has_room(feed):
             do(True)
             return
         if len(self._waiting) >= self._limits.waiting_subscribes:
@@ -251,14 +249,15 @@ class Session:
                 "more subscriptions wait for their histories than the limit waiting_subscribes",
                 details={"limit": "waiting_subscribes", "value": self._limits.waiting_subscribes},
             )
-        self._waiting.append(_Waiting(feed, events, size, do))
+        self._waiting.append(_Waiting(feed, do))
 
-    def _has_room(self, events: int, size: int) -> bool:
-        # A history alone may be as large as a lag that closes: then it goes when nothing else is unsent.
-        stream = self.stream
+    def _has_room(self, feed: JobFeed) -> bool:
+        # As the history is now: it may have grown while its subscription waited. One of its largest size goes when
+        # nothing else is unsent.
+        stream, history = self.stream, feed.history
         return stream.unsent_events == 0 or (
-            (stream.unsent_events + events) * 4 <= self._limits.window_events
-            and (stream.unsent_bytes + size) * 4 <= self._limits.window_bytes
+            (stream.unsent_events + len(history)) * 4 <= self._limits.window_events
+            and (stream.unsent_bytes + history.size) * 4 <= self._limits.window_bytes
         )
 
     def ride(self, frame: bytes, *, keep: bool = False, pause: bool = False) -> None:
@@ -340,7 +339,7 @@ class Session:
             # The episode is over: the next one has its whole time again.
             self._throttle_until = None
             self._end_throttling()
-        while self._waiting and self._has_room(self._waiting[0].events, self._waiting[0].size):
+        while self._waiting and self._has_room(self._waiting[0].feed):
             self._waiting.popleft().do(True)
         return frames
 

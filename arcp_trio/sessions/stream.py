@@ -97,6 +97,7 @@ class SessionStream:
         "_session_id",
         "_stem",
         "_total",
+        "_unacked_told",
         "_unsent",
         "acked",
         "floor",
@@ -120,7 +121,7 @@ class SessionStream:
         # one that is longer than a lag may be would else close each connection that asks for it.
         self._replay_events = 0
         self._replay_bytes = 0
-        self._lag_told = False
+        self._lag_told = self._unacked_told = False
         self.paused = False
         self.last_seq = 0
         self.told = 0
@@ -276,28 +277,33 @@ class SessionStream:
         """Whether no more than half of what is a lag is unsent."""
         return self.lag_events * 2 <= self._bounds.lag_events and self.lag_bytes * 2 <= self._bounds.lag_bytes
 
+    @property
+    def _unacked(self) -> int:
+        """How many sent entries the client has not acknowledged; 0 where acks were not negotiated."""
+        return 0 if self._bounds.unacked_events is None else self.told - self.acked
+
     def _look_at_lag(self) -> None:
-        """End an episode of lag once half of every threshold is left: the next one is told again."""
-        unacked = self._bounds.unacked_events
-        if self._lag_told and self.is_drained and (unacked is None or (self.told - self.acked) * 2 <= unacked):
+        """End an episode of lag once half of its threshold is left: the next one is told again."""
+        if self._lag_told and self.is_drained:
             self._lag_told = False
+        if self._unacked_told and self._unacked * 2 <= (self._bounds.unacked_events or 0):
+            self._unacked_told = False
 
     def begins_to_lag(self, size: int) -> bool:
         """Say whether one more entry of ``size`` bytes crosses a threshold, once in an episode of lag (P6.17).
 
         It is asked before that entry is appended, and the notice goes before it: behind it there may be nothing
-        any more that a notice could stand before.
+        any more that a notice could stand before. What is unsent and what is not acknowledged are told apart: who
+        never acknowledges is told so once, and still hears when he does not read.
         """
         bounds = self._bounds
-        unacked = bounds.unacked_events
-        if self._lag_told or not (
-            self.lag_events >= bounds.lag_events
-            or self.lag_bytes + size > bounds.lag_bytes
-            or (unacked is not None and self.told - self.acked >= unacked)
-        ):
-            return False
-        self._lag_told = True
-        return True
+        lags = not self._lag_told and (self.lag_events >= bounds.lag_events or self.lag_bytes + size > bounds.lag_bytes)
+        unacked = (
+            not self._unacked_told and bounds.unacked_events is not None and self._unacked >= bounds.unacked_events
+        )
+        self._lag_told = self._lag_told or lags
+        self._unacked_told = self._unacked_told or unacked
+        return lags or unacked
 
     # --- resume -------------------------------------------------------------------------------------
 
@@ -333,7 +339,7 @@ class SessionStream:
         self.told = last_event_seq
         self._replay_events = self.unsent_events
         self._replay_bytes = self.unsent_bytes
-        self._lag_told = False
+        self._lag_told = self._unacked_told = False
         self.paused = False
 
     def clear(self) -> None:

@@ -48,14 +48,8 @@ def subscribe(
             f"this session follows {follows} jobs, the limit subscriptions",
             details={"limit": "subscriptions", "value": limit},
         )
-    history = job.feed.history
-    if request.history and len(history):
-        session.when_room(
-            job.feed,
-            len(history),
-            history.size,
-            lambda joins: _join(session, job, after, answer, joins=joins),
-        )
+    if request.history and len(job.feed.history):
+        session.when_room(job.feed, lambda joins: _join(session, job, after, answer, joins=joins))
     else:
         _join(session, job, after if request.history else None, answer)
 

@@ -330,17 +330,18 @@ def test_ten_thousand_frames_of_nonsense(caplog: pytest.LogCaptureFixture) -> No
 
     attack()
     assert caplog.records == []
-    # If the generators went stale, this would show nothing: all of it has to have happened.
+    # If the generators went stale, this would show nothing: all of it has to have happened. Far below what is seen:
+    # how often a kind comes is the generator's, and another version of it draws otherwise.
     assert counted["sent"] >= 10_000
     for what, least in {
-        "session.pong": 1500,
-        "session.error": 3000,
-        "job.accepted": 1000,
-        "job.result": 1000,
-        "job.error": 30,
-        "job.event": 30,
-        "session.closed": 20,
-        "closed 1008": 50,
-        "jobs": 1000,
+        "session.pong": 500,
+        "session.error": 1000,
+        "job.accepted": 300,
+        "job.result": 300,
+        "job.error": 5,
+        "job.event": 5,
+        "session.closed": 5,
+        "closed 1008": 10,
+        "jobs": 300,
     }.items():
         assert counted[what] >= least, (what, counted)

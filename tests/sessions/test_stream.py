@@ -293,6 +293,24 @@ def test_missing_acks_are_a_lag_too_where_they_were_negotiated() -> None:
             assert told == 2
 
 
+@pytest.mark.requirement("P6.17", "H11")
+def test_who_never_acknowledges_still_hears_that_he_does_not_read() -> None:
+    stream = make(unacked_events=10, lag_events=5)
+    told = 0
+    for _ in range(20):
+        told += stream.begins_to_lag(50)
+        stream.append(tail())
+        stream.take(10**6)
+    assert told == 1
+    for _ in range(3):
+        for _ in range(8):
+            told += stream.begins_to_lag(50)
+            stream.append(tail())
+        while stream.unsent_events:
+            stream.take(10**6)
+    assert told == 4
+
+
 def test_the_bytes_of_all_windows_together() -> None:
     total = WindowTotal(1000)
     bounds = StreamBounds(window_events=100, window_bytes=10**6, lag_events=50, lag_bytes=10**6, unacked_events=None)
