@@ -72,8 +72,6 @@ class _Waiting:
     """A subscription that waits for room."""
 
     feed: JobFeed
-    events: int
-    size: int
     do: Callable[[bool], None]
 
 
