@@ -103,8 +103,10 @@ async def test_a_replay_larger_than_any_buffer_while_the_agent_goes_on(autojump_
         resumed = await resume(runtime, client, 0)
         go_on.set()
         await resumed.receive_until("job.result")
-        # One notice: eight thousand sent and never acknowledged are a lag too (P6.17).
-        assert sequence(resumed.received) == list(range(1, 9903))
+        numbers = sequence(resumed.received)
+        # With a notice or two: eight thousand sent and never acknowledged are a lag too (P6.17).
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert 9902 <= len(numbers) <= 9903
         assert [int(line.split()[0]) for line in lines(resumed.received)] == list(range(9900))
         assert len(terminals(resumed.received, job_id)) == 1
 
