@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import attrs
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
+from trio_websocket import ConnectionClosed, Endpoint, WebSocketConnection, WebSocketRequest
 
 from .runtime import Runtime
 from .sessions.auth import Principal, Verifier
@@ -55,6 +55,12 @@ def _keep_alive(stream: trio.abc.Stream) -> None:
     if isinstance(stream, trio.SocketStream):
         with suppress(OSError):
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _peer_name(remote: Endpoint | str) -> str:
+    """Return where a connection comes from, as logs show it: ``127.0.0.1:51520``."""
+    # The library has a string where it cannot tell.
+    return remote if isinstance(remote, str) else remote.url.partition("//")[2]
 
 
 def _host_name(value: str) -> str | None:
@@ -106,7 +112,7 @@ class _Gateway:
             with trio.move_on_after(self.runtime.limits.hello_seconds):
                 websocket = await self._upgrade(nursery, stream)
             if websocket is not None:
-                transport = WebSocketTransport(websocket, str(websocket.remote))
+                transport = WebSocketTransport(websocket, _peer_name(websocket.remote))
                 await self.runtime.serve_transport(transport, verifier=self.verifier, compat=self.compat)
             # The library's reader task may wait for a peer that never answers a close.
             nursery.cancel_scope.cancel(reason="the connection is closed")
@@ -118,7 +124,7 @@ class _Gateway:
         if refusal is None:
             return await request.accept()
         status, reason = refusal
-        logger.info("refused an upgrade from %s: %s", request.remote, reason)
+        logger.info("refused an upgrade from %s: %s", _peer_name(request.remote), reason)
         await request.reject(status, body=reason.encode())
         return None
 
