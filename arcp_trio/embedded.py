@@ -36,6 +36,7 @@ async def open_session(
 
     Raises:
         ARCPError: The runtime refused the session, for a cap or because it shuts down.
+        ConnectionLostError: It has shut down.
 
     Cancellation: as :func:`~arcp_trio.client.opening.open_client_over`.
     """

@@ -36,7 +36,7 @@ from .shutdown import shut_down
 from .timers import Timers
 from .transports.base import CloseCode, Transport
 from .wire.dialects import DIALECTS, Dialect
-from .wire.errors import InternalError
+from .wire.errors import ConnectionLostError, InternalError
 from .wire.ids import IdFactory
 from .wire.session_messages import REPLIES_FEATURE, Peer
 from .wire.timestamps import WallClock
@@ -273,7 +273,14 @@ class Runtime:
         return self._closing or len(self._connections) >= self._limits.connections
 
     def spawn_connection(self, function: Callable[[], Awaitable[None]], name: str) -> None:
-        """Start a connection's task among the runtime's: it outlives its listener."""
+        """Start a connection's task among the runtime's: it outlives its listener.
+
+        Raises:
+            ConnectionLostError: The runtime has shut down.
+        """
+        if self._shut_down.is_set():
+            # The nursery is cancelled, or gone.
+            raise ConnectionLostError("the runtime has shut down")
         self._spawn(self._connection_nursery, function, name)
 
     async def accept_connections(
