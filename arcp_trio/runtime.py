@@ -35,7 +35,7 @@ from .sessions.stream import WindowTotal
 from .shutdown import shut_down
 from .timers import Timers
 from .transports.base import CloseCode, Transport
-from .wire.dialects import DIALECTS, Dialect
+from .wire.dialects import find_dialect
 from .wire.errors import ConnectionLostError, InternalError
 from .wire.ids import IdFactory
 from .wire.session_messages import REPLIES_FEATURE, Peer
@@ -238,9 +238,7 @@ class Runtime:
         verifier = verifier or self._verifier
         if verifier is None:
             raise ValueError("a connection needs a verifier or a principal")
-        if compat is not None and compat not in DIALECTS:
-            raise ValueError(f"compat: expected one of {', '.join(DIALECTS)}, got {compat!r}")
-        dialect: Dialect | None = DIALECTS[compat] if compat is not None else None
+        dialect = None if compat is None else find_dialect(compat)
         connection = Connection(transport, services=self._session_services, verifier=verifier, compat=dialect)
         self._connections[connection] = None
         if self._no_connections.is_set():
@@ -442,6 +440,9 @@ async def open_runtime(
         name: How it names itself in a welcome.
         ids: Where ids come from; tests give their own.
         clock: The time of day; tests give their own.
+
+    Yields:
+        The runtime, which serves and runs jobs from now on.
 
     Raises:
         KeyboardInterrupt: Control-C reached an agent; raised after the shutdown.

@@ -130,6 +130,10 @@ async def test_what_a_gateway_refuses_to_be(script: Script) -> None:
     async with arcp_trio.open_runtime(script.agents) as runtime:
         with pytest.raises(ValueError, match="verifier"):
             await arcp_trio.serve_websocket(runtime, "127.0.0.1", 0)
+        odd: list[dict[str, Any]] = [{"compat": "klingon"}, {"path": "arcp"}, {"port": 99_999}, {"port": -1}]
+        for options in odd:
+            with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
+                await arcp_trio.serve_websocket(runtime, "127.0.0.1", **{"port": 0, "verifier": TOKENS, **options})
         with pytest.raises(ValueError, match="allow_plaintext"):
             await arcp_trio.serve_websocket(runtime, "0.0.0.0", 0, verifier=TOKENS)
         for host in ("127.0.0.1", "localhost"):
