@@ -56,6 +56,9 @@ async def open_client_over(
         ids: Where ids come from; tests give their own.
         clock: The time of day; tests give their own.
 
+    Yields:
+        The session, once the runtime has let it in.
+
     Raises:
         UnauthenticatedError: The runtime refused the token.
         ARCPError: The runtime refused the session for another reason.
@@ -151,7 +154,7 @@ async def open_client(
         allow_plaintext: Whether the token may go over ``ws://`` to another machine (P14.1).
 
     Yields:
-        The :class:`~arcp_trio.Client`, once the runtime has let it in.
+        The session, once the runtime has let it in.
 
     Raises:
         ValueError: The URL is not one, or is ``ws://`` to another machine and ``allow_plaintext`` was not said.
