@@ -32,10 +32,14 @@ async def open_session(
         runtime: An open runtime.
         principal: Whose session it is; whoever can call this needs no token.
         name: How the client names itself.
-        limits: The client's bounds.
+        limits: The client's bounds; ``None`` for the defaults.
+
+    Yields:
+        The session, once the runtime has let it in.
 
     Raises:
         ARCPError: The runtime refused the session, for a cap or because it shuts down.
+        ConnectionLostError: It has shut down.
 
     Cancellation: as :func:`~arcp_trio.client.opening.open_client_over`.
     """

@@ -12,17 +12,19 @@ from urllib.parse import urlsplit
 
 import attrs
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
+from trio_websocket import ConnectionClosed, Endpoint, WebSocketConnection, WebSocketRequest
 
 from .runtime import Runtime
 from .sessions.auth import Principal, Verifier
 from .transports.base import CloseCode, Transport, TransportClosedError
 from .transports.websocket import WebSocketTransport, accept_websocket, upgrade_host
+from .wire.dialects import find_dialect
 
 __all__ = ["Listening", "serve_stdio", "serve_websocket"]
 
 logger = logging.getLogger("arcp_trio.gateway")
 
+_MAX_PORT = 65_535
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -55,6 +57,12 @@ def _keep_alive(stream: trio.abc.Stream) -> None:
     if isinstance(stream, trio.SocketStream):
         with suppress(OSError):
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _peer_name(remote: Endpoint | str) -> str:
+    """Return where a connection comes from, as logs show it: ``127.0.0.1:51520``."""
+    # The library has a string where it cannot tell.
+    return remote if isinstance(remote, str) else remote.url.partition("//")[2]
 
 
 def _host_name(value: str) -> str | None:
@@ -106,7 +114,7 @@ class _Gateway:
             with trio.move_on_after(self.runtime.limits.hello_seconds):
                 websocket = await self._upgrade(nursery, stream)
             if websocket is not None:
-                transport = WebSocketTransport(websocket, str(websocket.remote))
+                transport = WebSocketTransport(websocket, _peer_name(websocket.remote))
                 await self.runtime.serve_transport(transport, verifier=self.verifier, compat=self.compat)
             # The library's reader task may wait for a peer that never answers a close.
             nursery.cancel_scope.cancel(reason="the connection is closed")
@@ -118,7 +126,7 @@ class _Gateway:
         if refusal is None:
             return await request.accept()
         status, reason = refusal
-        logger.info("refused an upgrade from %s: %s", request.remote, reason)
+        logger.info("refused an upgrade from %s: %s", _peer_name(request.remote), reason)
         await request.reject(status, body=reason.encode())
         return None
 
@@ -168,17 +176,19 @@ async def serve_websocket(
         port: The port; 0 picks a free one, see :class:`Listening`.
         verifier: Who decides on tokens; ``None`` takes the runtime's. For everybody, say
             :class:`~arcp_trio.sessions.auth.AnonymousAccess`.
-        path: Where ARCP is; with and without a trailing slash (P4.1).
+        path: Where ARCP is, beginning with a slash; served with and without one at its end (P4.1).
         ssl_context: For ``wss://``.
         allow_plaintext: Whether ``ws://`` may be served off loopback, for example behind a proxy that does TLS.
         allowed_hosts: The names that a Host header may have; ``None``: loopback names on loopback, any elsewhere.
         allowed_origins: The origins of browser pages that may connect (``https://example.org``); ``None``: those of
             loopback names on loopback, none elsewhere. Clients that are no browsers send none and are not concerned.
-        compat: The name of a dialect for all connections; ``None`` detects it for each.
+        compat: The name of a dialect for all connections (:data:`arcp_trio.wire.dialects.DIALECTS`); ``None`` detects
+            it for each.
         task_status: ``await nursery.start(serve_websocket, …)`` returns a :class:`Listening` once the port is open.
 
     Raises:
-        ValueError: There is no verifier; or it is neither loopback nor TLS, and ``allow_plaintext`` was not said.
+        ValueError: There is no verifier, no such port or dialect, or ``path`` begins with no slash; or it is neither
+            loopback nor TLS, and ``allow_plaintext`` was not said.
         OSError: The port cannot be opened.
 
     Cancellation: the listener is closed; connections that stand go on, until they close or the runtime does.
@@ -186,6 +196,14 @@ async def serve_websocket(
     verifier = verifier or runtime.verifier
     if verifier is None:
         raise ValueError("a gateway needs a verifier; for anonymous access say AnonymousAccess()")
+    if compat is not None:
+        # Here, and not with each connection, which nobody would serve.
+        find_dialect(compat)
+    if not 0 <= port <= _MAX_PORT:
+        # The resolver would take its last 16 bits.
+        raise ValueError(f"port: expected a number between 0 and {_MAX_PORT}, got {port}")
+    if not path.startswith("/"):
+        raise ValueError(f"path: expected one that begins with /, got {path!r}")
     loopback = _is_loopback(host)
     if not loopback and ssl_context is None and not allow_plaintext:
         raise ValueError(

@@ -12,13 +12,24 @@ __all__ = ["ClientLimits", "Limits"]
 KIB = 1024
 MIB = 1024 * KIB
 
+
+def _check_bounds(limits: Limits | ClientLimits) -> None:
+    """Refuse bounds that bound nothing."""
+    for field in attrs.fields(type(limits)):
+        value = getattr(limits, field.name)
+        if not value >= 0 or value == float("inf"):
+            raise ValueError(f"{field.name}: expected a finite number that is not negative, got {value!r}")
+
+
 MIN_HEARTBEAT_SECONDS = 0.1
 """The shortest interval of heartbeats, in seconds."""
 
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """The bounds of a runtime (P14.4 unless another number is given).
+    """The bounds of a runtime (P14.4 unless another number is given): in seconds, in bytes, or a number of things.
+
+    Raises ValueError for one that is negative, infinite or not a number, and where one says "at least".
 
     Attributes:
         hello_seconds: From connecting to a complete, verified hello; past it UNAUTHENTICATED, close 1008 (P6.1).
@@ -26,14 +37,15 @@ class Limits:
         close_seconds: How long a goodbye and the closing handshake may take together.
         cancel_grace_seconds: How long an agent may take to stop after a cancel or a deadline; past it
             it is disowned (P7.13).
-        expiry_grace_seconds: The same after its lease expired (P9.6).
+        expiry_grace_seconds: The same after its lease expired (P9.6); no job of this version has one that does.
         shutdown_seconds: The one deadline that all phases of a shutdown share.
         drain_seconds: The share of it in which running jobs may still end by themselves.
         retention_seconds: How long an ended job is known; past it JOB_NOT_FOUND (P7.14).
         retention_records: How many ended jobs are known; past it one goes of the principal with the oldest or the
             newest, whoever has more, that one's oldest.
         retention_bytes: How many bytes their terminal events may take together; likewise.
-        idempotency_keys: Live idempotency keys in all; past it a submit with a new key is refused.
+        idempotency_keys: Live idempotency keys in all; past it a submit with a new key is refused. This version keeps
+            none and refuses them all.
         connections: Connections in all; past it an upgrade is refused with HTTP status 503.
         sessions_per_principal: Past it session.error INTERNAL_ERROR, retryable (P6.3).
         jobs_per_principal: Running jobs; past it the submit is refused likewise.
@@ -48,7 +60,7 @@ class Limits:
         heartbeat_seconds: The interval of heartbeats (P6.13): silent for one, a peer is asked; silent for two, its
             connection is closed with 4002. At least 0.1.
         resume_seconds: How long a session waits for its client after it lost its connection; past it
-            RESUME_WINDOW_EXPIRED (P6.12).
+            RESUME_WINDOW_EXPIRED (P6.12). At least 1.
         sessions_waiting: Sessions in all that wait for their clients; past it the one that waits longest ends.
         window_events: Events that a session keeps to send them again: past it the oldest that was sent goes, and
             half of it unsent closes the connection with 4001 (P6.18); the other half is time to resume.
@@ -123,11 +135,8 @@ class Limits:
     slice_seconds: float = 0.001
 
     def __attrs_post_init__(self) -> None:
-        """Refuse bounds that bound nothing."""
-        for field in attrs.fields(type(self)):
-            value = getattr(self, field.name)
-            if not value >= 0 or value == float("inf"):
-                raise ValueError(f"{field.name}: expected a finite number that is not negative, got {value!r}")
+        """Refuse bounds that bound nothing, or under which nothing works."""
+        _check_bounds(self)
         if self.heartbeat_seconds < MIN_HEARTBEAT_SECONDS:
             # A smaller one would spin (H07).
             raise ValueError(f"heartbeat_seconds: expected at least {MIN_HEARTBEAT_SECONDS}")
@@ -137,7 +146,9 @@ class Limits:
 
 @attrs.frozen(kw_only=True)
 class ClientLimits:
-    """The bounds of a client.
+    """The bounds of a client: in seconds, in bytes, or a number of things.
+
+    Raises ValueError, as :class:`Limits` does, for one that is negative, infinite or not a number.
 
     Attributes:
         connect_seconds: From connecting to the runtime's welcome.
@@ -154,7 +165,7 @@ class ClientLimits:
         receive_bytes: The largest frame that is read.
         send_bytes: The largest frame that is sent; a larger request raises MessageTooLargeError (P4.4).
         write_batch_bytes: What one write takes at most.
-        requests: Requests in flight; past it a call waits.
+        requests: Requests in flight; past it a call waits. At least 1.
         events: Events that one handle keeps for a slow reader; past it the oldest are skipped, and the
             reader is told how many.
         event_bytes: The bytes of those events, likewise.
@@ -189,3 +200,11 @@ class ClientLimits:
     malformed_in_a_row: int = 8
     exit_seconds: float = 15.0
     terminate_seconds: float = 5.0
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse bounds that bound nothing, or under which nothing works."""
+        _check_bounds(self)
+        if self.requests < 1:
+            raise ValueError("requests: expected at least 1: with none every call would wait for ever")
+        if not 0 < self.heartbeat_min_seconds <= self.heartbeat_max_seconds:
+            raise ValueError("heartbeat_min_seconds: expected more than 0, and at most heartbeat_max_seconds")

@@ -35,8 +35,8 @@ from .sessions.stream import WindowTotal
 from .shutdown import shut_down
 from .timers import Timers
 from .transports.base import CloseCode, Transport
-from .wire.dialects import DIALECTS, Dialect
-from .wire.errors import InternalError
+from .wire.dialects import find_dialect
+from .wire.errors import ConnectionLostError, InternalError
 from .wire.ids import IdFactory
 from .wire.session_messages import REPLIES_FEATURE, Peer
 from .wire.timestamps import WallClock
@@ -238,9 +238,7 @@ class Runtime:
         verifier = verifier or self._verifier
         if verifier is None:
             raise ValueError("a connection needs a verifier or a principal")
-        if compat is not None and compat not in DIALECTS:
-            raise ValueError(f"compat: expected one of {', '.join(DIALECTS)}, got {compat!r}")
-        dialect: Dialect | None = DIALECTS[compat] if compat is not None else None
+        dialect = None if compat is None else find_dialect(compat)
         connection = Connection(transport, services=self._session_services, verifier=verifier, compat=dialect)
         self._connections[connection] = None
         if self._no_connections.is_set():
@@ -273,7 +271,14 @@ class Runtime:
         return self._closing or len(self._connections) >= self._limits.connections
 
     def spawn_connection(self, function: Callable[[], Awaitable[None]], name: str) -> None:
-        """Start a connection's task among the runtime's: it outlives its listener."""
+        """Start a connection's task among the runtime's: it outlives its listener.
+
+        Raises:
+            ConnectionLostError: The runtime has shut down.
+        """
+        if self._shut_down.is_set():
+            # The nursery is cancelled, or gone.
+            raise ConnectionLostError("the runtime has shut down")
         self._spawn(self._connection_nursery, function, name)
 
     async def accept_connections(
@@ -435,6 +440,9 @@ async def open_runtime(
         name: How it names itself in a welcome.
         ids: Where ids come from; tests give their own.
         clock: The time of day; tests give their own.
+
+    Yields:
+        The runtime, which serves and runs jobs from now on.
 
     Raises:
         KeyboardInterrupt: Control-C reached an agent; raised after the shutdown.

@@ -97,6 +97,17 @@ async def test_two_closes_at_once(script: Script, autojump_clock: trio.testing.M
         assert runtime.statistics().terminals_published == 1
 
 
+async def test_a_runtime_that_has_shut_down_says_so(script: Script) -> None:
+    async with arcp_trio.open_runtime(script.agents) as runtime:
+        await runtime.aclose()
+        with pytest.raises(arcp_trio.ConnectionLostError, match="the runtime has shut down"):
+            async with runtime.open_session(principal="me"):
+                raise AssertionError
+    with pytest.raises(arcp_trio.ConnectionLostError, match="the runtime has shut down"):
+        async with runtime.open_session(principal="me"):
+            raise AssertionError
+
+
 async def test_a_close_goes_on_whoever_is_cancelled(script: Script, autojump_clock: trio.testing.MockClock) -> None:
     async with arcp_trio.open_runtime(script.agents) as runtime, runtime.open_session(principal="me") as client:
         await client.submit("sleep")

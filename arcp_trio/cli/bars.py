@@ -180,18 +180,19 @@ class JobBars:
         self._amounts.name_cells = max(self._amounts.name_cells, shown.cell_len)
         return self._progress.add_task(shown.plain, total=total, status="", amount="", progress="", budget={}, alert="")
 
-    def print(self, label: str, line: str, *, name: str | None = None) -> None:
+    def print(self, label: str, line: str, *, name: str | None = None, soft_wrap: bool = False) -> None:
         """Print a line above the bars.
 
         Args:
             label: What kind of line it is; decides its colour.
             line: Safe to print.
             name: Whose line it is, where there are several jobs.
+            soft_wrap: Whether the terminal breaks the line where it is too long: a command in it can be copied then.
         """
         text = Text(f"{name:<9}" if name is not None else "", style="dim", overflow="fold")
         text.append(f"{label:<{_LABEL_WIDTH}} ", style=_LABEL_STYLES.get(label, "dim cyan"))
         text.append(line, style="default not dim")
-        self._progress.console.print(text)
+        self._progress.console.print(text, soft_wrap=soft_wrap)
 
     def print_last(self, text: Text) -> None:
         """Print a line below the bars, once they stand still."""

@@ -14,10 +14,7 @@ from .text import clean
 
 __all__ = ["cancel", "describe_outcome", "describe_refused_cancel"]
 
-_WHO_MAY = (
-    "on this protocol a job is cancelled only by the session that submitted it (ARCP v1.1, section 7.4): "
-    "press control-C in the 'arcp-trio submit' that started it"
-)
+_WHO_MAY = "whoever submitted it can, with control-C in the 'arcp-trio submit' that still runs (ARCP v1.1, section 7.4)"
 
 
 def describe_outcome(job_id: str, outcome: CancelOutcome) -> str:

@@ -16,6 +16,7 @@ from .text import age_of, clean, short_id
 __all__ = ["JobTable", "describe_entry", "read_time"]
 
 _GAP = "  "
+_ROOM = 14
 _WIDEST = 40
 """A column is no wider: the names come over the wire. A longer one stands out of it."""
 
@@ -55,12 +56,13 @@ class JobTable:
     Args:
         entries: The jobs; later ones may be wider, and stand out then.
         ages: Whether a job's age is shown, for who reads the table now, rather than when it was created.
+        grows: Whether rows of other jobs will follow: there is room for their agents, within 80 columns.
     """
 
-    def __init__(self, entries: Iterable[JobEntry], *, ages: bool) -> None:
+    def __init__(self, entries: Iterable[JobEntry], *, ages: bool, grows: bool = False) -> None:
         self._ages = ages
         self._now = time.time()
-        self._widths = [30, 5, 9, 3 if ages else 24, 6, 0]
+        self._widths = [30, _ROOM if grows else 5, 9, 3 if ages else 24, 6, 0]
         for entry in entries:
             lengths = (min(len(cell), _WIDEST) for cell in self._cells(entry))
             self._widths = [max(pair) for pair in zip(self._widths, lengths, strict=True)]

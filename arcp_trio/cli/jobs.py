@@ -181,7 +181,7 @@ class _Listing:
         async for page in pages:
             newest.extend(page)
             count += len(page)
-        self._table = JobTable(newest, ages=self._live)
+        self._table = JobTable(newest, ages=self._live, grows=options.follow)
         if not options.as_json and (newest or options.follow):
             await self._print_text(self._table.header())
         for entry in newest:

@@ -12,6 +12,7 @@ from ..client.events import Event, Skipped
 from ..client.job_handle import JobHandle
 from ..client.reconnect import ConnectionState
 from ..wire.errors import ARCPError
+from ..wire.events import BACK_PRESSURE
 from ..wire.jsontext import encode_json
 from .bars import STATUS_STYLES, JobBars, styled_status
 from .errors import describe_error
@@ -100,6 +101,23 @@ class Throttle:
         return True
 
 
+class Notices:
+    """Lets the first notice through that the session lags.
+
+    Where an agent is faster than its client that comes and goes many times a second, and asks nothing of the user.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def is_repeated(self, event: Event | Skipped) -> bool:
+        """Say whether an event is such a notice, and not the first."""
+        if isinstance(event, Skipped) or event.kind != "status" or event.body.get("phase") != BACK_PRESSURE:
+            return False
+        told, self._told = self._told, True
+        return told
+
+
 class JSONView:
     """One line of JSON for each event, on stdout; the last line, with the result, is the command's."""
 
@@ -165,6 +183,7 @@ class PlainView:
     def __init__(self) -> None:
         self._output = LineWriter(2)
         self._throttle = Throttle()
+        self._notices = Notices()
 
     def open(self) -> AbstractContextManager[object]:
         """Do nothing: lines need no beginning."""
@@ -183,6 +202,8 @@ class PlainView:
     async def event(self, event: Event | Skipped) -> None:
         """Print an event; of progress one line a second."""
         if isinstance(event, Event) and event.kind == "progress" and not self._throttle.is_due():
+            return
+        if self._notices.is_repeated(event):
             return
         await self._print(*describe_event(event))
 
@@ -228,6 +249,7 @@ class LiveView:
         self._console = console
         self._bars = JobBars(console)
         self._bar: TaskID | None = None
+        self._notices = Notices()
 
     def open(self) -> AbstractContextManager[object]:
         """Return the live display."""
@@ -246,7 +268,7 @@ class LiveView:
     async def event(self, event: Event | Skipped) -> None:
         """Show an event."""
         # Nothing is drawn behind a checkpoint: a question may be on the terminal by then.
-        if self._bar is not None:
+        if self._bar is not None and not self._notices.is_repeated(event):
             self._bars.show(self._bar, event)
         # Ready events come without a turn of the loop; drawing them must leave one to the connection.
         await trio.lowlevel.checkpoint()
@@ -272,7 +294,7 @@ class LiveView:
 
     async def note(self, line: str, *, label: str = "-") -> None:
         """Print what the command has to say."""
-        self._bars.print(label, line)
+        self._bars.print(label, line, soft_wrap=True)
         await trio.lowlevel.checkpoint()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -7,6 +7,7 @@ What the calls wait for is kept by :mod:`arcp_trio.client.session`; the connecti
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -55,6 +56,18 @@ OFFERED_FEATURES = (
 """What this client implements of :data:`arcp_trio.wire.session_messages.FEATURES`."""
 
 _MAX_RUNTIME_WARNING = 24 * 86400
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def _check_submit(lease_request: Mapping[str, Sequence[str]] | None, trace_id: str | None) -> None:
+    """Refuse what would be sent as something else than was meant."""
+    for namespace, patterns in (lease_request or {}).items():
+        if isinstance(patterns, str):
+            # A sequence of strings too: of its characters, "*" and "/" among them.
+            raise InvalidRequestError(f"lease_request.{namespace}: expected a list of patterns, got a string")
+    if trace_id is not None and not (_TRACE_ID.fullmatch(trace_id) and trace_id.strip("0")):
+        # Runtimes drop such a one, and give the job another (P5.8).
+        raise InvalidRequestError(f"trace_id: expected 32 lower-case hex digits, not all 0, got {trace_id[:50]!r}")
 
 
 class Client:
@@ -116,17 +129,17 @@ class Client:
 
         Args:
             agent: ``name`` or ``name@version``.
-            input: Any JSON value.
-            lease_request: Namespaces and their patterns (section 9).
+            input: Any JSON value; ``None`` is sent as ``{}``, as some runtimes insist on an input (D28).
+            lease_request: Namespaces, each with a list of its patterns (section 9).
             expires_at: The lease's end, RFC 3339 in UTC.
             idempotency_key: Makes a repetition find the same job, on runtimes that keep keys; with one the
                 request survives the loss of its connection.
             max_runtime_sec: Seconds after which the job ends as timed out.
-            trace_id: 32 lower-case hex digits; ``None`` mints one.
+            trace_id: 32 lower-case hex digits, not all 0 (P5.8); ``None`` mints one.
 
         Raises:
             ARCPError: The runtime refused it: the class that the code names.
-            InvalidRequestError: The input is not JSON.
+            InvalidRequestError: The input is not JSON, or an argument has not the form above.
             MessageTooLargeError: The request is larger than a frame may be.
             ConnectionLostError: The connection was lost before the answer, and without a key the request is not
                 repeated; or the session was lost. The job may run.
@@ -134,6 +147,7 @@ class Client:
 
         Cancellation: the request may have been sent, and the job may run without a handle.
         """
+        _check_submit(lease_request, trace_id)
         submit = JobSubmit(
             agent=agent,
             # One peer insists on an input (D28).
@@ -220,7 +234,8 @@ class Client:
 
         The handle's :meth:`~JobHandle.events` begin with the first event after the subscription, or after
         ``from_event_seq``, and end with the job or :meth:`~JobHandle.unsubscribe`. A job that has ended ends at once.
-        For a job whose handle this client already has, that one is returned and nothing is asked.
+        A streamed result is one only with its first chunk; else :meth:`~JobHandle.result` raises InternalError.
+        For a job that this client already follows, the handle is returned and nothing is asked.
 
         Args:
             job_id: The job.
@@ -293,7 +308,7 @@ class Client:
 
         Args:
             status: Only those in this state, or in one of these: ``pending``, ``running``, ``success``, ``error``,
-                ``cancelled``, ``timed_out``.
+                ``cancelled``, ``timed_out``; ``None`` and an empty collection leave it open.
             agent: Only those of this agent: ``name`` for all its versions, or ``name@version``.
             created_after: Only those created later, RFC 3339 in UTC.
             limit: How many a page has at most; ``None`` leaves it to the runtime.

@@ -163,7 +163,8 @@ class JobHandle:
             PermissionDeniedError: This session may not cancel the job.
             JobNotFoundError: The runtime does not know the job (any more).
             InternalError: The runtime answered nothing within ``ClientLimits.cancel_seconds``.
-            ConnectionLostError: The connection ended before the answer.
+            ConnectionLostError: The session was lost before the answer.
+            ResumeWindowExpiredError: So it was, because the runtime did not resume it.
 
         Cancellation: the request may have been sent.
         """

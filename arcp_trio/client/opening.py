@@ -56,6 +56,9 @@ async def open_client_over(
         ids: Where ids come from; tests give their own.
         clock: The time of day; tests give their own.
 
+    Yields:
+        The session, once the runtime has let it in.
+
     Raises:
         UnauthenticatedError: The runtime refused the token.
         ARCPError: The runtime refused the session for another reason.
@@ -112,7 +115,8 @@ async def open_client_over(
 def _check_plaintext(url: str) -> None:
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if parts.scheme == "wss" or host == "localhost":
+    if parts.scheme != "ws" or host in ("", "localhost"):
+        # Encrypted; or no URL of a WebSocket, which opening it refuses with a better word.
         return
     try:
         if ipaddress.ip_address(host).is_loopback:
@@ -142,12 +146,15 @@ async def open_client(
 
     Args:
         url: ``ws://HOST:PORT/arcp`` or ``wss://…``.
-        token: The bearer token.
+        token: The bearer token; any but an empty one where the gateway lets everybody in.
         name: How the client names itself.
         limits: Its bounds; ``None`` for the defaults.
         reconnect: How it connects again; ``None``: not at all, the session ends with its first connection.
         ssl_context: For ``wss://``; ``None`` verifies against the system's authorities.
         allow_plaintext: Whether the token may go over ``ws://`` to another machine (P14.1).
+
+    Yields:
+        The session, once the runtime has let it in.
 
     Raises:
         ValueError: The URL is not one, or is ``ws://`` to another machine and ``allow_plaintext`` was not said.

@@ -47,6 +47,9 @@ async def open_process_client(
         env: Its whole environment; ``None`` for this process's.
         stderr: Where its stderr goes: a file, ``subprocess.DEVNULL``; ``None`` for this process's.
 
+    Yields:
+        The session, once the runtime has let it in.
+
     Raises:
         TypeError: ``command`` is one string.
         ValueError: ``command`` is empty, or ``stderr`` is ``subprocess.PIPE``.

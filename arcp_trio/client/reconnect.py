@@ -87,6 +87,8 @@ class Reconnect:
     It waits before each attempt, each time ``factor`` as long, up to a maximum. A connection over which something came
     begins again with the first delay; one that breaks before anything did is another failed attempt.
 
+    Raises ValueError for a number that is out of its range: it names the field.
+
     Attributes:
         first_delay_seconds: The first delay, before its random part is taken.
         factor: How much longer each is than the one before; at least 1.

@@ -19,7 +19,7 @@ __all__ = ["ResultAssembler", "ResultFile"]
 
 # Chunks that are remembered to recognise a repetition: a stream of small ones must not cost memory without end.
 _REMEMBERED = 1024
-_JOINED_LATE = "the chunks before the subscription are missing (subscribe with history=True)"
+_JOINED_LATE = "its first chunks are missing: they came before the subscription, or the runtime keeps them no longer"
 
 
 class ResultFile:
@@ -44,8 +44,13 @@ class ResultFile:
     def save(self, target: str | os.PathLike[str]) -> Path:
         """Move the file and return where it is now. Blocks while the disk works.
 
+        It stays readable by its owner alone, as temporary files are.
+
         Args:
             target: Where to: a path, or a directory that is there.
+
+        Raises:
+            OSError: It cannot be moved there, or is gone: the client has closed.
         """
         self.path = Path(shutil.move(self.path, target))
         return self.path
@@ -117,7 +122,7 @@ class ResultAssembler:
             return None if same else f"chunk {chunk.chunk_seq} came twice, with other bytes"
         if chunk.chunk_seq != self._next_seq:
             if self._joined_late and not self._next_seq:
-                return f"{_JOINED_LATE}: the first one that came is {chunk.chunk_seq}"
+                return f"{_JOINED_LATE}; the first that came is number {chunk.chunk_seq}"
             return f"chunk {chunk.chunk_seq} came where {self._next_seq} was expected"
         if self._final:
             return f"chunk {chunk.chunk_seq} came after the last one"
@@ -157,7 +162,7 @@ class ResultAssembler:
         if terminal.truncated and not self._next_seq:
             raise self._broken("the runtime did not send it: too large for a session without result_chunk")
         if self._joined_late and not self._next_seq:
-            raise self._broken(f"{_JOINED_LATE}: none came")
+            raise self._broken(f"{_JOINED_LATE}; none came")
         if self._result_id is not None and terminal.result_id != self._result_id:
             raise self._broken("the terminal event names another result_id")
         if terminal.result_size is None:

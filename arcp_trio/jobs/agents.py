@@ -78,7 +78,10 @@ class Agents:
         Raises:
             ValueError: The name or version is not of that form, is registered already, or another
                 version is the default already.
+            TypeError: The name is left out: ``@agents.register`` alone.
         """
+        if not isinstance(name, str):
+            raise TypeError(f'an agent needs a name: @agents.register("name"), got {name!r}')
         if not _NAME.fullmatch(name):
             raise ValueError(f"agent name: expected lower-case letters, digits and '._-', got {name!r}")
         if not _VERSION.fullmatch(version):

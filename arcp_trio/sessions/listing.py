@@ -13,6 +13,8 @@ import re
 import secrets
 from hashlib import blake2b
 
+import attrs
+
 from ..jobs.actor import JobActor
 from ..jobs.directory import JobDirectory
 from ..jobs.index import JobFilter, Key
@@ -87,7 +89,7 @@ class JobListing:
                 "list",
                 principal=principal.name,
                 session_id=session_id,
-                detail=f"filter {request.filter!r:.500}, limit {request.limit!r}, {place} page",
+                detail=f"filter {_describe_filter(request.filter):.500}, limit {request.limit!r}, {place} page",
             )
         return page
 
@@ -173,6 +175,12 @@ class JobListing:
         raise InvalidRequestError(
             "$.payload.cursor: expected the next_cursor of a page of the same filter; begin again without one"
         )
+
+
+def _describe_filter(given: SessionListJobsFilter | None) -> str:
+    """Return a filter for the log: what it names, or ``none``."""
+    named = {} if given is None else attrs.asdict(given, filter=lambda _, value: value is not None)
+    return " ".join(f"{name}={value!r}" for name, value in named.items()) or "none"
 
 
 def _read_filter(given: SessionListJobsFilter | None) -> JobFilter:

@@ -74,14 +74,15 @@ def audit(
         owner: Whose job that is; empty where nobody's is known.
         detail: More about the request, of bounded length and without secrets.
     """
+    whose = f" of {owner!r}" if owner else ""
+    job = f", job {job_id[:256]!r}{whose}" if job_id else ""
     _audit_logger.info(
-        "%s %s: principal %r, session %s, job %.256r of %r%s%s",
+        "%s %s: principal %r, session %s%s%s%s",
         action,
         decision,
         principal,
         session_id,
-        job_id,
-        owner,
+        job,
         ", " if detail else "",
         detail,
         extra={

@@ -10,6 +10,7 @@ library changes.
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -34,6 +35,7 @@ RECEIVE_QUEUE = 32
 """Messages that the library queues before its reader waits for ours, which never stops draining."""
 
 _RECEIVE_BUFFER = 64 * 1024
+_REFUSAL_CHARACTERS = 200
 
 
 class _Engine:
@@ -228,6 +230,9 @@ def _root_cause(exc: BaseException) -> str:
     """Say what is behind an error of connecting, which often says nothing itself."""
     while isinstance(exc, BaseExceptionGroup) or exc.__cause__ is not None:
         exc = exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__ or exc
+    if isinstance(exc, ConnectionError) and exc.errno is not None:
+        # Trio's own text names the address again.
+        return os.strerror(exc.errno)
     return str(exc) or type(exc).__name__
 
 
@@ -341,8 +346,12 @@ async def open_websocket(
 def _refused(shown: str, error: Exception | None, connect_seconds: float, *, timed_out: bool) -> TransportClosedError:
     """Say why there is no connection after an upgrade was asked for."""
     if isinstance(error, trio_websocket.ConnectionRejected):
+        # Our gateways say why, in one line; of a page that some proxy writes its first line is enough.
+        first, _, _ = (error.body or b"").decode(errors="replace").strip().partition("\n")
+        why = "".join(character if character.isprintable() else " " for character in first[:_REFUSAL_CHARACTERS])
         return TransportClosedError(
-            CloseCode.POLICY, f"{shown} refused the upgrade with HTTP status {error.status_code}"
+            CloseCode.POLICY,
+            f"{shown} refused the upgrade with HTTP status {error.status_code}{why and ': '}{why}",
         )
     why = f"no answer to the upgrade within {connect_seconds:g} seconds" if timed_out else "it hung up on the upgrade"
     return TransportClosedError(CloseCode.ABNORMAL, f"cannot connect to {shown}: {why}")

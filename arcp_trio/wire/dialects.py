@@ -70,6 +70,17 @@ _BARE_ULID = re.compile(_ULID)
 _MESSAGE_ULID = re.compile("msg_" + _ULID)
 
 
+def find_dialect(name: str) -> Dialect:
+    """Return the dialect of that name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in DIALECTS:
+        raise ValueError(f"compat: expected one of {', '.join(DIALECTS)}, got {name!r}")
+    return DIALECTS[name]
+
+
 def detect_dialect(hello: Envelope) -> Dialect:
     """Return the dialect of the client that sent this first frame.
 

@@ -242,3 +242,12 @@ def test_a_table_of_what_other_runtimes_say() -> None:
         assert second.endswith("…NAR80J96" if ages else "job_01M87VBHAJAE6HHGVXNAR80J96")
     assert read_time("once") is None
     assert read_time("2026-05-13T19:42:13") == datetime(2026, 5, 13, 19, 42, 13, tzinfo=UTC)
+
+
+def test_a_table_that_begins_without_jobs_has_room_for_those_that_come() -> None:
+    entry = arcp_trio.JobEntry(job_id=f"job_{'1' * 26}", agent="count@1.0.0", status="running")
+    table = JobTable((), ages=True, grows=True)
+    row, header = table.row(entry).plain, table.header().plain
+    assert header.index("STATUS") == row.index("running")
+    # Within 80 columns.
+    assert len(header) < 80

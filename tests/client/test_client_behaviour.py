@@ -325,7 +325,28 @@ async def test_requests_that_cannot_be_sent_fail_locally(script: Script) -> None
         for value in (float("nan"), {1, 2}, {1: 2}, "\ud800"):
             with pytest.raises(arcp_trio.InvalidRequestError):
                 await client.submit("echo", value)
+        with pytest.raises(arcp_trio.InvalidRequestError, match=r"lease_request.fs.read: expected a list of patterns"):
+            await client.submit("echo", 1, lease_request={"fs.read": "/tmp/*"})
+        for trace_id in ("", "k", "0" * 32, "A" * 32, "a" * 33):
+            with pytest.raises(arcp_trio.InvalidRequestError, match=r"trace_id: expected 32 lower-case hex digits"):
+                await client.submit("echo", 1, trace_id=trace_id)
         assert await (await client.submit("echo", 1)).result() == 1
+
+
+@pytest.mark.parametrize(
+    ("bounds", "named"),
+    [
+        ({"requests": 0}, "requests"),
+        ({"events": -1}, "events"),
+        ({"cancel_seconds": float("inf")}, "cancel_seconds"),
+        ({"ack_seconds": float("nan")}, "ack_seconds"),
+        ({"heartbeat_min_seconds": 0}, "heartbeat_min_seconds"),
+        ({"heartbeat_max_seconds": 0.5}, "heartbeat_min_seconds"),
+    ],
+)
+def test_bounds_under_which_nothing_works_are_refused(bounds: dict[str, float], named: str) -> None:
+    with pytest.raises(ValueError, match=f"{named}: expected"):
+        arcp_trio.ClientLimits(**bounds)  # type: ignore[arg-type]
 
 
 @pytest.mark.requirement("P14.2", "C07")

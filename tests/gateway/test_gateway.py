@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import os
+import re
 import socket
 import warnings
 from collections.abc import AsyncGenerator
@@ -113,11 +115,25 @@ async def test_lists_of_hosts_and_origins(script: Script) -> None:
         assert await ask({"Host": "arcp.example", "Origin": "http://localhost"}) == 403
 
 
+async def test_both_sides_say_why_an_upgrade_was_refused(script: Script, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "arcp_trio.gateway")
+    async with open_gateway(script) as (_, listening, _):
+        with pytest.raises(arcp_trio.ConnectionLostError, match=r"HTTP status 404: ARCP is at /arcp$"):
+            async with arcp_trio.open_client(f"ws://127.0.0.1:{listening.port}/other", token="token"):
+                raise AssertionError
+    collect_sockets()
+    assert re.search(r"refused an upgrade from 127\.0\.0\.1:\d+: ARCP is at /arcp", caplog.text)
+
+
 @pytest.mark.requirement("P14.1", "T18")
 async def test_what_a_gateway_refuses_to_be(script: Script) -> None:
     async with arcp_trio.open_runtime(script.agents) as runtime:
         with pytest.raises(ValueError, match="verifier"):
             await arcp_trio.serve_websocket(runtime, "127.0.0.1", 0)
+        odd: list[dict[str, Any]] = [{"compat": "klingon"}, {"path": "arcp"}, {"port": 99_999}, {"port": -1}]
+        for options in odd:
+            with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
+                await arcp_trio.serve_websocket(runtime, "127.0.0.1", **{"port": 0, "verifier": TOKENS, **options})
         with pytest.raises(ValueError, match="allow_plaintext"):
             await arcp_trio.serve_websocket(runtime, "0.0.0.0", 0, verifier=TOKENS)
         for host in ("127.0.0.1", "localhost"):
@@ -131,6 +147,13 @@ async def test_what_a_gateway_refuses_to_be(script: Script) -> None:
 @pytest.mark.parametrize("url", ["ws://192.0.2.1/arcp", "ws://example.org/arcp", "ws://127.0.0.1.example.org/"])
 async def test_a_client_sends_no_token_in_the_clear(url: str) -> None:
     with pytest.raises(ValueError, match="unencrypted"):
+        async with arcp_trio.open_client(url, token="token"):
+            raise AssertionError
+
+
+@pytest.mark.parametrize("url", ["http://example.org/arcp", "example.org:7777", "", "ws:///arcp"])
+async def test_a_client_says_what_a_url_is(url: str) -> None:
+    with pytest.raises(ValueError, match=r"URL is ws://HOST"):
         async with arcp_trio.open_client(url, token="token"):
             raise AssertionError
 

@@ -64,6 +64,8 @@ def test_what_cannot_be_registered() -> None:
     for name, version in (("A", "1"), ("", "1"), ("a b", "1"), ("-a", "1"), ("b", ""), ("b", "1 0"), ("b", "é")):
         with pytest.raises(ValueError, match="expected"):
             agents.register(name, version=version)
+    with pytest.raises(TypeError, match=r'@agents.register\("name"\)'):
+        agents.register(nothing)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="registered already"):
         agents.register("a")(nothing)
     with pytest.raises(ValueError, match="default"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
@@ -291,6 +293,40 @@ def test_an_upgrade_asks_for_an_ipv6_address_in_brackets() -> None:
 async def test_a_url_that_is_none(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         async with open_websocket(url, receive_bytes=1, connect_seconds=5, close_seconds=5):
+            raise AssertionError
+
+
+async def test_what_a_refusal_says_is_one_short_line_that_is_safe_to_print() -> None:
+    body = b"no \x1b[2J\xff" + b"x" * 1000 + b"\nsecond line"
+
+    async def refuse(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"HTTP/1.1 403 no\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/arcp"
+
+    async def serve() -> None:
+        async with await listener.accept() as stream:
+            await stream.receive_some()
+            await refuse(stream)
+
+    with trio.fail_after(30):
+        async with listener, trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            with pytest.raises(TransportClosedError) as caught:
+                async with open_websocket(url, receive_bytes=1000, connect_seconds=5, close_seconds=5):
+                    raise AssertionError
+    said = caught.value.reason.partition("HTTP status 403: ")[2]
+    assert said.startswith("no  [2J\ufffdxxx")
+    assert len(said) == 200
+
+
+async def test_a_port_that_nobody_listens_on() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/arcp"
+    await listener.aclose()
+    with pytest.raises(TransportClosedError, match=f"cannot connect to {url}: {os.strerror(errno.ECONNREFUSED)}$"):
+        async with open_websocket(url, receive_bytes=1000, connect_seconds=5, close_seconds=5):
             raise AssertionError
 
 
