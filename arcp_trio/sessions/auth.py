@@ -12,18 +12,26 @@ import attrs
 __all__ = ["AnonymousAccess", "Principal", "StaticTokens", "TrustedPrincipal", "Verifier"]
 
 
+def _not_empty(_: object, attribute: attrs.Attribute[str], value: str) -> None:
+    if not value:
+        raise ValueError(f"{attribute.name}: expected the name of a principal, got an empty one")
+
+
 @attrs.frozen(kw_only=True)
 class Principal:
     """Who a session belongs to.
 
     Attributes:
-        name: What jobs and records are kept under; two sessions of one name are one principal.
+        name: What jobs and records are kept under, not empty; two sessions of one name are one principal.
         agents: The names of the agents that it may use; ``None`` for all.
         anonymous: Whether the name was made up for one connection. Whoever resumes the session of such a principal
             has another name by then: its resume token alone says that it is the same client.
+
+    Raises:
+        ValueError: The name is empty: whoever has none would be one principal with all others that have none.
     """
 
-    name: str
+    name: str = attrs.field(validator=_not_empty)
     agents: frozenset[str] | None = None
     anonymous: bool = False
 
@@ -57,8 +65,8 @@ class StaticTokens:
         self._tokens: list[tuple[bytes, Principal]] = []
         for token, who in tokens.items():
             principal = Principal(name=who) if isinstance(who, str) else who
-            if not token or not principal.name:
-                raise ValueError("a token and the name of its principal must not be empty")
+            if not token:
+                raise ValueError("a token must not be empty")
             self._tokens.append((token.encode(), principal))
 
     def __repr__(self) -> str:

@@ -358,9 +358,10 @@ async def test_tokens_are_compared_in_constant_time_with_every_token(monkeypatch
 
 @pytest.mark.requirement("P6.1", "T18")
 async def test_nobody_is_let_in_by_default(script: Script) -> None:
-    for empty in ({"": "me"}, {"token": ""}, {"token": Principal(name="")}):
-        with pytest.raises(ValueError, match="must not be empty"):
-            arcp_trio.StaticTokens(empty)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must not be empty"):
+        arcp_trio.StaticTokens({"": "me"})
+    with pytest.raises(ValueError, match="the name of a principal"):
+        arcp_trio.StaticTokens({"token": ""})
     async with arcp_trio.open_runtime(script.agents) as runtime:
         with pytest.raises(ValueError, match="AnonymousAccess"):
             await arcp_trio.serve_websocket(runtime, "127.0.0.1", 0)

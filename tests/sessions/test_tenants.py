@@ -10,6 +10,7 @@ from helpers import ALL_FEATURES, Frame, RawClient, Script, connect_raw, make_he
 from sessions.resuming import drop, refused, resume, resume_hello, sequence
 
 import arcp_trio
+from arcp_trio.sessions.auth import Principal
 
 CANARY = "canary-6b1f"
 
@@ -39,7 +40,7 @@ def attacks(victim: RawClient, job_ids: list[str]) -> list[tuple[str, Frame, Fra
 
 
 @pytest.mark.requirement("P5.1", "P7.12", "P7.19", "P6.10", "Q01", "Q02", "L17", "L19", "C07")
-@pytest.mark.parametrize("attacker", ["other", "ME", "me ", "", "anonymous"])
+@pytest.mark.parametrize("attacker", ["other", "ME", "me ", " ", "anonymous"])
 async def test_one_principal_against_another(attacker: str, caplog: pytest.LogCaptureFixture) -> None:
     script = Script()
 
@@ -100,6 +101,20 @@ async def test_one_principal_against_another(attacker: str, caplog: pytest.LogCa
         frames = await back.settle()
         assert sequence(frames) == [1, 2]
     assert CANARY not in caplog.text
+
+
+@pytest.mark.requirement("Q02", "P6.1")
+async def test_nobody_has_an_empty_name(script: Script) -> None:
+    class Careless:
+        async def verify(self, token: str) -> Principal:
+            return Principal(name="")
+
+    with pytest.raises(ValueError, match="principal"):
+        Principal(name="")
+    async with arcp_trio.open_runtime(script.agents) as runtime:
+        client = await connect_raw(runtime, principal=None, verifier=Careless(), shake_hands=False)
+        await client.send(make_hello())
+        assert (await client.receive())["payload"]["code"] == "INTERNAL_ERROR"
 
 
 @pytest.mark.requirement("Q02", "P6.1")
