@@ -1,1 +1,1 @@
-"""Who listens: sessions, which outlive nothing but their jobs' patience, and the connections they use."""
+"""Who listens: sessions, which outlive their connections, and the connections that they use."""

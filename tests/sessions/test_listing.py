@@ -441,7 +441,7 @@ async def test_anonymous_principals_see_nothing_of_each_other(script: Script) ->
         arcp_trio.open_runtime(script.agents, verifier=arcp_trio.AnonymousAccess()) as runtime,
         open_raw(runtime, principal=None) as first,
         open_raw(runtime, principal=None) as second,
-        open_raw(runtime, principal="") as nobody,
+        open_raw(runtime, principal=" ") as nobody,
         open_raw(runtime, principal="me") as me,
     ):
         jobs = {}
