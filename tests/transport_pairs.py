@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache, partial
+from typing import Any
 
 import trio
+import trustme
 
 from arcp_trio.transports.base import CloseCode, Transport, TransportClosedError
+from arcp_trio.transports.engines import EngineName, find_engine
 from arcp_trio.transports.lines import LineTransport
 from arcp_trio.transports.memory import open_memory_pair
-from arcp_trio.transports.websocket import WebSocketTransport, accept_websocket, open_websocket
+from arcp_trio.transports.websocket import open_websocket
 
 LIMIT = 2 * 1024 * 1024
 """The largest frame that either end of a pair reads."""
@@ -24,46 +29,71 @@ async def memory() -> AsyncGenerator[tuple[Transport, Transport], None]:
     yield open_memory_pair(receive_bytes=(LIMIT, LIMIT))
 
 
+ENGINES: tuple[EngineName, ...] = ("trio-websocket", "websockets")
+
+
 @asynccontextmanager
-async def websocket() -> AsyncGenerator[tuple[Transport, Transport], None]:
+async def websocket(
+    server: EngineName, client: EngineName, *, tls: bool = False
+) -> AsyncGenerator[tuple[Transport, Transport], None]:
     """Over a real socket on loopback; the client first."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     ready = trio.Event()
     done = trio.Event()
-    server: list[Transport] = []
+    accepted: list[Transport] = []
+    server_context, client_context = make_contexts() if tls else (None, None)
 
     async def serve() -> None:
-        stream = await listener.accept()
+        stream: trio.abc.Stream = await listener.accept()
+        if server_context is not None:
+            stream = trio.SSLStream(stream, server_context, server_side=True, https_compatible=True)
         async with trio.open_nursery() as connection:
-            request = await accept_websocket(connection, stream, receive_bytes=LIMIT)
-            server.append(WebSocketTransport(await request.accept(), "server"))
+            accept = find_engine(server).accept_websocket
+            request = await accept(connection, stream, receive_bytes=LIMIT, description="server")
+            accepted.append(await request.accept())
             ready.set()
             await done.wait()
-            await server[0].abort()
+            await accepted[0].abort()
             connection.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
         async with open_websocket(
-            f"ws://127.0.0.1:{port}/arcp", receive_bytes=LIMIT, connect_seconds=10, close_seconds=1
-        ) as client:
+            f"{'wss' if tls else 'ws'}://127.0.0.1:{port}/arcp",
+            receive_bytes=LIMIT,
+            connect_seconds=10,
+            close_seconds=1,
+            ssl_context=client_context,
+            engine=client,
+        ) as transport:
             await ready.wait()
             try:
-                yield client, server[0]
+                yield transport, accepted[0]
             finally:
                 with trio.CancelScope(shield=True):
-                    await client.abort()
+                    await transport.abort()
                     done.set()
         with trio.CancelScope(shield=True):
             await listener.aclose()
 
 
 @asynccontextmanager
-async def websocket_swapped() -> AsyncGenerator[tuple[Transport, Transport], None]:
-    """The server first."""
-    async with websocket() as (client, server):
-        yield server, client
+async def swapped(open_pair: OpenPair) -> AsyncGenerator[tuple[Transport, Transport], None]:
+    """The other end first."""
+    async with open_pair() as (first, second):
+        yield second, first
+
+
+@cache
+def make_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return a server's and a client's, who trusts it."""
+    authority = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return server, client
 
 
 @asynccontextmanager
@@ -86,12 +116,45 @@ async def lines() -> AsyncGenerator[tuple[Transport, Transport], None]:
             await end.abort()
 
 
-PAIRS: dict[str, OpenPair] = {
-    "memory": memory,
-    "websocket": websocket,
-    "websocket, server first": websocket_swapped,
-    "lines": lines,
-}
+PAIRS: dict[str, OpenPair] = {"memory": memory, "lines": lines}
+for _server in ENGINES:
+    for _client in ENGINES:
+        _pair = partial(websocket, _server, _client)
+        _name = f"{_client} to {_server}"
+        PAIRS |= {_name: _pair, f"{_name}, server first": partial(swapped, _pair)}
+_secure = partial(websocket, "websockets", "websockets", tls=True)
+PAIRS |= {"websockets, TLS": _secure, "websockets, TLS, server first": partial(swapped, _secure)}
+
+
+class WatchedStream(trio.abc.Stream):
+    """A stream that keeps what is written to it, and holds writes back while :attr:`gate` is not set."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self.writes: list[bytes] = []
+        self.gate = trio.Event()
+        self.gate.set()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.writes.append(bytes(data))
+        await self.gate.wait()
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def socket_below(transport: Any) -> trio.SocketStream:
+    """Return the socket that carries a WebSocket without TLS."""
+    stream = transport._stream if hasattr(transport, "_stream") else transport._connection._stream
+    assert isinstance(stream, trio.SocketStream)
+    return stream
 
 
 def says(closed: TransportClosedError, code: int, reason: str = "") -> bool:

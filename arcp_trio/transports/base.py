@@ -55,6 +55,11 @@ class Transport(Protocol):
         """Where it leads, for logs; no secret."""
         ...
 
+    @property
+    def private(self) -> bool:
+        """Whether nobody on the way can read it: within this machine's memory and pipes, or encrypted (P9.10)."""
+        ...
+
     async def receive(self) -> Sequence[bytes | str]:
         """Return the frames that have arrived, in order, at least one.
 

@@ -40,6 +40,9 @@ class LineTransport:
             line in the debug log: what else the process at the other end prints is no fault of its runtime.
     """
 
+    # Pipes lead from one process of this machine to another, and nowhere else.
+    private = True
+
     def __init__(
         self,
         incoming: trio.abc.ReceiveStream,

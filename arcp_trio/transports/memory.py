@@ -39,6 +39,8 @@ class _Pipe:
 class MemoryTransport:
     """One end of a pair; see :class:`~arcp_trio.transports.base.Transport`."""
 
+    private = True
+
     def __init__(self, incoming: _Pipe, outgoing: _Pipe) -> None:
         self._incoming = incoming
         self._outgoing = outgoing

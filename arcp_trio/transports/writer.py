@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Protocol
 
 import trio
@@ -78,27 +79,27 @@ class FrameWriter:
             self._parked = None
             return trio.lowlevel.Abort.SUCCEEDED
 
-        while True:
-            frames = self._source.take(self._batch_bytes)
-            if frames:
-                await self._write(frames)
-            elif self._finishing:
-                return
-            else:
-                self._parked = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(unpark)
+        # One for all writes, with a deadline while one goes on: a scope for each would cost as much as a write.
+        with trio.CancelScope() as scope:
+            while True:
+                frames = self._source.take(self._batch_bytes)
+                if frames:
+                    scope.deadline = trio.current_time() + self._write_seconds
+                    await self._write(frames)
+                    scope.deadline = inf
+                    if self._written is not None:
+                        self._written()
+                elif self._finishing:
+                    return
+                else:
+                    self._parked = trio.lowlevel.current_task()
+                    await trio.lowlevel.wait_task_rescheduled(unpark)
+        # Nobody but the deadline cancels it.
+        raise TransportClosedError(CloseCode.ABNORMAL, f"a write made no progress for {self._write_seconds:g} seconds")
 
     async def _write(self, frames: list[bytes]) -> None:
         try:
-            with trio.move_on_after(self._write_seconds) as scope:
-                await self._transport.send(frames)
+            await self._transport.send(frames)
         except trio.Cancelled:
             await self._transport.abort()  # noqa: ASYNC102  # never blocks
             raise
-        if scope.cancelled_caught:
-            await self._transport.abort()
-            raise TransportClosedError(
-                CloseCode.ABNORMAL, f"a write made no progress for {self._write_seconds:g} seconds"
-            )
-        if self._written is not None:
-            self._written()

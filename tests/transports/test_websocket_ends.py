@@ -13,71 +13,14 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 import trio.testing
-import trio_websocket
+from transport_pairs import socket_below
 
 from arcp_trio.transports.base import TransportClosedError
-from arcp_trio.transports.websocket import WebSocketTransport, _upgrade_target, accept_websocket, open_websocket
+from arcp_trio.transports.websocket import _upgrade_target, open_websocket
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 CLOSE_1001 = b"\x88\x02\x03\xe9"
-
-
-class GatedStream(trio.abc.Stream):
-    """Writes wait for :attr:`gate`."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
-        self.gate = trio.Event()
-        self.gate.set()
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.gate.wait()
-        await self.stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self.stream.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
-
-@pytest.mark.requirement("P4.5", "K05")
-async def test_a_send_that_a_close_overtakes_does_not_cut_the_close_short() -> None:
-    """The library encodes a close at once and then waits for the lock, behind our frames that wait to be encoded."""
-    near, far = trio.testing.memory_stream_pair()
-    stream = GatedStream(near)
-    with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            server: list[WebSocketTransport] = []
-
-            async def accept() -> None:
-                request = await accept_websocket(nursery, stream, receive_bytes=1000)
-                server.append(WebSocketTransport(await request.accept(), "server"))
-
-            nursery.start_soon(accept)
-            client = await trio_websocket.wrap_client_stream(nursery, far, "localhost", "/arcp")
-            await trio.testing.wait_all_tasks_blocked()
-            (transport,) = server
-            stream.gate = trio.Event()
-
-            async def ping() -> None:
-                await client.ping(b"1")
-
-            async def send() -> None:
-                with pytest.raises(TransportClosedError):
-                    await transport.send([b"{}"])
-
-            # The pong holds the lock, the frames wait for it, and the close has been decided.
-            for step in (ping, send, lambda: transport.aclose(4001, "too slow")):
-                nursery.start_soon(step)
-                await trio.testing.wait_all_tasks_blocked()
-            stream.gate.set()
-            with pytest.raises(trio_websocket.ConnectionClosed):
-                await client.get_message()
-            assert client.closed is not None
-            assert (client.closed.code, client.closed.reason) == (4001, "too slow")
 
 
 @asynccontextmanager
@@ -129,7 +72,7 @@ async def test_a_server_that_closes_and_keeps_its_socket_open() -> None:
             with pytest.raises(TransportClosedError) as caught:
                 await transport.receive()
             assert caught.value.code == 1001
-            socket = transport._connection._stream.socket
+            socket = socket_below(transport).socket
         assert socket.fileno() == -1
 
 
@@ -184,7 +127,7 @@ async def test_leaving_with_a_full_queue(end: str) -> None:
                 if end != "leave":
                     with trio.move_on_after(0.01):
                         await getattr(transport, end)()
-                socket = transport._connection._stream.socket
+                socket = socket_below(transport).socket
         assert socket.fileno() == -1
 
 
@@ -193,7 +136,7 @@ async def test_a_server_that_never_answers_a_close_is_left_at_the_deadline() -> 
     async with open_by_hand(say_nothing) as url:
         with trio.fail_after(30):
             async with open_websocket(url, receive_bytes=1000, connect_seconds=60, close_seconds=0.05) as transport:
-                socket = transport._connection._stream.socket
+                socket = socket_below(transport).socket
         assert socket.fileno() == -1
 
 
