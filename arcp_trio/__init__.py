@@ -8,15 +8,26 @@ A map of the package; imports only point down this list:
 ``runtime``             wires the rest together and owns every task
 ``sessions`` ``client`` who listens; the other end of the wire
 ``jobs``                what runs: the lifecycle, the actor, the feed
-``transports``          how bytes travel
+``store`` ``transports`` where it is kept; how bytes travel
 ``timers`` ``records``  every deadline in one task; what is kept of what has ended
+``tracing`` ``spans``   where a call stands in a trace; OpenTelemetry, where it is installed
 ``limits``              every bound, in one place
+``authority``           what a job may do: leases, budgets, credentials
 ``wire``                what is said: envelopes, messages, errors, ids
 """
 
 from __future__ import annotations
 
 from ._version import __version__ as __version__
+from .authority.credentials import Credential as Credential
+from .authority.credentials import CredentialConstraints as CredentialConstraints
+from .authority.credentials import CredentialRequest as CredentialRequest
+from .authority.credentials import IssuedCredential as IssuedCredential
+from .authority.credentials import Provisioner as Provisioner
+from .authority.credentials import ProvisioningError as ProvisioningError
+from .authority.credentials import Secret as Secret
+from .authority.lease import Lease as Lease
+from .authority.lease import LeaseCeiling as LeaseCeiling
 from .client.client import Client as Client
 from .client.events import Event as Event
 from .client.events import Skipped as Skipped
@@ -34,11 +45,13 @@ from .gateway import Listening as Listening
 from .gateway import serve_stdio as serve_stdio
 from .gateway import serve_websocket as serve_websocket
 from .jobs.agents import Agents as Agents
+from .jobs.children import Child as Child
 from .jobs.context import JobContext as JobContext
 from .limits import ClientLimits as ClientLimits
 from .limits import Limits as Limits
+from .records import LedgerEntry as LedgerEntry
+from .records import LedgerState as LedgerState
 from .runtime import Runtime as Runtime
-from .runtime import RuntimeStatistics as RuntimeStatistics
 from .runtime import open_runtime as open_runtime
 from .sessions.auth import AnonymousAccess as AnonymousAccess
 from .sessions.auth import Principal as Principal
@@ -46,6 +59,8 @@ from .sessions.auth import StaticTokens as StaticTokens
 from .sessions.auth import Verifier as Verifier
 from .sessions.observation import ObservationPolicy as ObservationPolicy
 from .sessions.observation import Visibility as Visibility
+from .statistics import RuntimeStatistics as RuntimeStatistics
+from .store.base import CredentialLedger as CredentialLedger
 from .transports.stdio import open_stdio as open_stdio
 from .wire.errors import AgentNotAvailableError as AgentNotAvailableError
 from .wire.errors import AgentVersionNotAvailableError as AgentVersionNotAvailableError

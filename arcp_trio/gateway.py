@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 import attrs
 import trio
-from trio_websocket import ConnectionClosed, Endpoint, WebSocketConnection, WebSocketRequest
 
 from .runtime import Runtime
 from .sessions.auth import Principal, Verifier
 from .transports.base import CloseCode, Transport, TransportClosedError
-from .transports.websocket import WebSocketTransport, accept_websocket, upgrade_host
+from .transports.engines import Engine, EngineName, find_engine
+from .transports.upgrade import UpgradeHead
 from .wire.dialects import find_dialect
 
 __all__ = ["Listening", "serve_stdio", "serve_websocket"]
@@ -50,19 +50,29 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _keep_alive(stream: trio.abc.Stream) -> None:
-    """Have the kernel find out that a peer is gone which negotiated no heartbeats: nobody else would."""
+def _socket_below(stream: trio.abc.Stream) -> trio.SocketStream | None:
     if isinstance(stream, trio.SSLStream):
         stream = stream.transport_stream
-    if isinstance(stream, trio.SocketStream):
+    return stream if isinstance(stream, trio.SocketStream) else None
+
+
+def _keep_alive(stream: trio.abc.Stream) -> None:
+    """Have the kernel find out that a peer is gone which negotiated no heartbeats: nobody else would."""
+    below = _socket_below(stream)
+    if below is not None:
         with suppress(OSError):
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            below.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def _peer_name(remote: Endpoint | str) -> str:
+def _peer_name(stream: trio.abc.Stream) -> str:
     """Return where a connection comes from, as logs show it: ``127.0.0.1:51520``."""
-    # The library has a string where it cannot tell.
-    return remote if isinstance(remote, str) else remote.url.partition("//")[2]
+    below = _socket_below(stream)
+    # A peer that has gone already has no name any more.
+    with suppress(OSError):
+        if below is not None:
+            host, port, *_ = below.socket.getpeername()
+            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return "somewhere"
 
 
 def _host_name(value: str) -> str | None:
@@ -89,7 +99,9 @@ class _Gateway:
     hosts: Collection[str] | None
     origins: Collection[str] | None
     loopback: bool
+    private: bool
     compat: str | None
+    engine: Engine
 
     @trio.lowlevel.enable_ki_protection
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
@@ -97,12 +109,12 @@ class _Gateway:
         _keep_alive(stream)
         try:
             await self._serve(stream)
-        except* (ConnectionClosed, TransportClosedError, OSError) as group:
+        except* (TransportClosedError, OSError) as group:
             logger.debug("a connection broke before its handshake: %r", group.exceptions)
         except* Exception:
             logger.exception("a connection failed")
         except* KeyboardInterrupt as group:
-            # In the library's reader task, which is not protected: it is the program's all the same.
+            # In a library's reader task, which is not protected: it is the program's all the same.
             self.runtime.fail(KeyboardInterrupt())
             logger.debug("interrupted in a connection: %r", group)
         finally:
@@ -110,38 +122,41 @@ class _Gateway:
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         async with trio.open_nursery() as nursery:
-            websocket: WebSocketConnection | None = None
+            transport: Transport | None = None
             with trio.move_on_after(self.runtime.limits.hello_seconds):
-                websocket = await self._upgrade(nursery, stream)
-            if websocket is not None:
-                transport = WebSocketTransport(websocket, _peer_name(websocket.remote))
+                transport = await self._upgrade(nursery, stream)
+            if transport is not None:
                 await self.runtime.serve_transport(transport, verifier=self.verifier, compat=self.compat)
-            # The library's reader task may wait for a peer that never answers a close.
+            # An engine's task may wait for a peer that never answers a close.
             nursery.cancel_scope.cancel(reason="the connection is closed")
 
-    async def _upgrade(self, nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection | None:
+    async def _upgrade(self, nursery: trio.Nursery, stream: trio.abc.Stream) -> Transport | None:
         """Answer the upgrade request; ``None`` if it was refused."""
-        request = await accept_websocket(nursery, stream, receive_bytes=self.runtime.limits.receive_bytes)
-        refusal = self._refusal(request)
+        peer = _peer_name(stream)
+        request = await self.engine.accept_websocket(
+            nursery,
+            stream,
+            receive_bytes=self.runtime.limits.receive_bytes,
+            description=peer,
+            private=self.private,
+        )
+        refusal = self._refusal(request.head)
         if refusal is None:
             return await request.accept()
         status, reason = refusal
-        logger.info("refused an upgrade from %s: %s", _peer_name(request.remote), reason)
-        await request.reject(status, body=reason.encode())
+        logger.info("refused an upgrade from %s: %s", peer, reason)
+        await request.reject(status, reason)
         return None
 
-    def _refusal(self, request: WebSocketRequest) -> tuple[int, str] | None:
+    def _refusal(self, asked: UpgradeHead) -> tuple[int, str] | None:
         """Say why an upgrade is refused, with its HTTP status; ``None`` lets it pass."""
-        path = request.path.partition("?")[0]
+        path = asked.target.partition("?")[0]
         if path.rstrip("/") != self.path.rstrip("/"):
             return 404, f"ARCP is at {self.path}"
-        headers = {name.lower(): value for name, value in request.headers}
-        host = upgrade_host(request)
-        if self.hosts is not None and (host is None or _host_name(host) not in self.hosts):
+        if self.hosts is not None and (asked.host is None or _host_name(asked.host) not in self.hosts):
             # A name that points here and is not ours: DNS rebinding.
             return 421, "this host is not served here"
-        origin = headers.get(b"origin")
-        if origin is not None and not self._origin_allowed(origin.decode("latin-1")):
+        if asked.origin is not None and not self._origin_allowed(asked.origin):
             return 403, "this origin is not allowed"
         if self.runtime.at_connection_limit:
             return 503, "too many connections, or shutting down"
@@ -163,9 +178,11 @@ async def serve_websocket(
     path: str = "/arcp",
     ssl_context: ssl.SSLContext | None = None,
     allow_plaintext: bool = False,
+    private_loopback: bool = False,
     allowed_hosts: Collection[str] | None = None,
     allowed_origins: Collection[str] | None = None,
     compat: str | None = None,
+    engine: EngineName = "auto",
     task_status: trio.TaskStatus[Listening] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve a runtime to WebSocket clients, until cancelled or until the runtime shuts down.
@@ -179,16 +196,21 @@ async def serve_websocket(
         path: Where ARCP is, beginning with a slash; served with and without one at its end (P4.1).
         ssl_context: For ``wss://``.
         allow_plaintext: Whether ``ws://`` may be served off loopback, for example behind a proxy that does TLS.
+        private_loopback: Whether ``ws://`` on loopback may carry provisioned credentials, as ``wss://`` may (P9.10):
+            a program of this machine that may capture its traffic could read them.
         allowed_hosts: The names that a Host header may have; ``None``: loopback names on loopback, any elsewhere.
         allowed_origins: The origins of browser pages that may connect (``https://example.org``); ``None``: those of
             loopback names on loopback, none elsewhere. Clients that are no browsers send none and are not concerned.
         compat: The name of a dialect for all connections (:data:`arcp_trio.wire.dialects.DIALECTS`); ``None`` detects
             it for each.
+        engine: Which library carries the frames: ``trio-websocket``, ``websockets`` (of the extra ``fast``), or
+            ``auto``, which takes websockets where it is installed. What the gateway does is the same with either.
         task_status: ``await nursery.start(serve_websocket, …)`` returns a :class:`Listening` once the port is open.
 
     Raises:
-        ValueError: There is no verifier, no such port or dialect, or ``path`` begins with no slash; or it is neither
-            loopback nor TLS, and ``allow_plaintext`` was not said.
+        ValueError: There is no verifier, no such port, dialect or engine, or ``path`` begins with no slash; or it is
+            neither loopback nor TLS, and ``allow_plaintext`` was not said.
+        ImportError: The engine is not installed.
         OSError: The port cannot be opened.
 
     Cancellation: the listener is closed; connections that stand go on, until they close or the runtime does.
@@ -219,7 +241,9 @@ async def serve_websocket(
         hosts=None if allowed_hosts is None else frozenset(name.lower() for name in allowed_hosts),
         origins=allowed_origins,
         loopback=loopback,
+        private=ssl_context is not None or (loopback and private_loopback),
         compat=compat,
+        engine=find_engine(engine),
     )
     with trio.CancelScope() as scope:
         runtime.add_listener(scope)
@@ -252,6 +276,7 @@ class _StaysOpen:
         self._transport = transport
         self._ended = ended
         self.description = transport.description
+        self.private = transport.private
         self.send = transport.send
         self.aclose = transport.aclose
         self.abort = transport.abort

@@ -37,7 +37,7 @@ class Limits:
         close_seconds: How long a goodbye and the closing handshake may take together.
         cancel_grace_seconds: How long an agent may take to stop after a cancel or a deadline; past it
             it is disowned (P7.13).
-        expiry_grace_seconds: The same after its lease expired (P9.6); no job of this version has one that does.
+        expiry_grace_seconds: The same after its lease expired (P9.6).
         shutdown_seconds: The one deadline that all phases of a shutdown share.
         drain_seconds: The share of it in which running jobs may still end by themselves.
         retention_seconds: How long an ended job is known; past it JOB_NOT_FOUND (P7.14).
@@ -48,8 +48,14 @@ class Limits:
             none and refuses them all.
         connections: Connections in all; past it an upgrade is refused with HTTP status 503.
         sessions_per_principal: Past it session.error INTERNAL_ERROR, retryable (P6.3).
-        jobs_per_principal: Running jobs; past it the submit is refused likewise.
+        jobs_per_principal: Running jobs, delegated ones too; past it the submit or the delegation is refused likewise.
         jobs: Running jobs in all; likewise.
+        children: Running jobs that one job has delegated; past it a delegation is refused, retryable.
+        delegation_depth: Generations below a job that was submitted; past it a delegation is refused with
+            PERMISSION_DENIED (P10.3).
+        waiting_children: Delegated jobs of which a session is not told yet, because a submit of it waits for its
+            answer; past it the next one is told at once, and a peer that knows answers by their order may mistake it
+            for that of its submit (interop.md, section 3.16).
         receive_bytes: The largest frame that is read; a larger one closes with 1009 (P4.4).
         send_bytes: The largest frame that is sent: peers refuse larger ones (P4.4).
         chunk_bytes: Decoded bytes of one result_chunk that we send (P8.5).
@@ -86,8 +92,44 @@ class Limits:
         malformed_in_a_row: Malformed frames that close a connection (1008) (P5.5).
         waiting_cancels: Refused cancels of one job that wait for its terminal event to be answered behind
             it; past it they are answered at once.
-        slice_seconds: How long agents may emit without letting the writers run. It belongs to the loop, not to a job:
-            with one for each, 200 flooding agents would make a turn of 200 slices.
+        submit_seconds: How long a submit that passed validation may wait for what it needs before it is accepted (its
+            credentials); past it it is refused, retryable.
+        waiting_submits: Submits of one session that wait for that, and those behind them: answers keep their order.
+            Past it a submit is refused at once, retryable. They count as jobs in the caps.
+        credentials: Provisioned credentials that one job may have; past it its submit is refused.
+        credential_bytes: The largest of them, as job.accepted shows it; likewise. All of a job's together may take a
+            quarter of ``send_bytes``, as they come in one frame.
+        revocation_seconds: How long a job's end waits for the revocation of its credentials, which goes on behind it
+            (P9.10); and how long one call of the provisioner may take to revoke one.
+        revocation_attempts: How often revoking one credential is tried; past it it is shown as one that cannot be
+            revoked, until the next start. With the delays below that takes some eight hours.
+        revocation_delay_seconds: The delay before the second attempt, doubled for each further one, up to half of it
+            random.
+        revocation_max_delay_seconds: The longest delay.
+        revocations: Calls of the provisioner that revoke, at a time; past it they wait for one another.
+        unrevoked_credentials: Credentials of ended jobs that are not revoked; past it submits that need credentials
+            are refused, retryable: who cannot revoke must not issue.
+        remembered_credentials: The newest values of which a fingerprint is kept, in memory, so that no value is
+            handed out twice (section 9.8.2).
+        slice_seconds: How long agents may emit without letting the writers run; longer, by up to 8 times, where the
+            writers take longer than that. It belongs to the loop, not to a job: with one for each, 200 flooding agents
+            would make a turn of 200 slices.
+        store_uncommitted_bytes: Bytes that wait to be durable; past it submits are refused and emissions wait.
+        store_reserve_bytes: How many more outcomes, terminal events and the like may be.
+        store_wait_seconds: How long an emission waits for room; past it it raises StoreUnavailableError.
+        store_commit_bytes: Bytes that one transaction takes; one batch may pass it.
+        store_retry_min_seconds: From a transaction that failed to the first retry.
+        store_retry_max_seconds: From one retry to the next, at most: each time is twice the one before.
+        store_close_seconds: How long the last commits may take when a store is closed, and then closing the file;
+            past it what nobody was told of is given up.
+        store_slice_rows: Rows that one transaction deletes of what is no longer kept, beside what it writes.
+        store_slice_bytes: Their bytes; one row may pass it.
+        store_free_bytes: Space that may be free in the file, for what comes next; what is more, and more than a quarter
+            of the file, is given back.
+        store_page_bytes: Bytes of a page that is read; one entry may pass it.
+        store_readers: Pages that are read at once. At least 1.
+        store_wal_bytes: What the write-ahead log may have; past it is emptied as soon as no reader is in the way.
+        store_check_seconds: How long the check of a file may take when it is opened; what is left is not checked then.
     """
 
     hello_seconds: float = 10.0
@@ -105,6 +147,9 @@ class Limits:
     sessions_per_principal: int = 64
     jobs_per_principal: int = 256
     jobs: int = 10_000
+    children: int = 128
+    delegation_depth: int = 8
+    waiting_children: int = 64
     receive_bytes: int = 16 * MIB
     send_bytes: int = 1_000_000
     chunk_bytes: int = 512 * KIB
@@ -132,7 +177,32 @@ class Limits:
     remembered_bytes: int = 1 * MIB
     malformed_in_a_row: int = 8
     waiting_cancels: int = 64
+    submit_seconds: float = 30.0
+    waiting_submits: int = 64
+    credentials: int = 8
+    credential_bytes: int = 16 * KIB
+    revocation_seconds: float = 5.0
+    revocation_attempts: int = 100
+    revocation_delay_seconds: float = 0.5
+    revocation_max_delay_seconds: float = 300.0
+    revocations: int = 16
+    unrevoked_credentials: int = 10_000
+    remembered_credentials: int = 100_000
     slice_seconds: float = 0.001
+    store_uncommitted_bytes: int = 16 * MIB
+    store_reserve_bytes: int = 32 * MIB
+    store_wait_seconds: float = 10.0
+    store_commit_bytes: int = 1 * MIB
+    store_retry_min_seconds: float = 0.05
+    store_retry_max_seconds: float = 2.0
+    store_close_seconds: float = 5.0
+    store_slice_rows: int = 256
+    store_slice_bytes: int = 1 * MIB
+    store_free_bytes: int = 16 * MIB
+    store_page_bytes: int = 1 * MIB
+    store_readers: int = 2
+    store_wal_bytes: int = 64 * MIB
+    store_check_seconds: float = 0.2
 
     def __attrs_post_init__(self) -> None:
         """Refuse bounds that bound nothing, or under which nothing works."""
@@ -142,6 +212,10 @@ class Limits:
             raise ValueError(f"heartbeat_seconds: expected at least {MIN_HEARTBEAT_SECONDS}")
         if self.resume_seconds < 1:
             raise ValueError("resume_seconds: expected at least 1, the shortest window that a welcome can say")
+        if self.revocations < 1 or self.revocation_attempts < 1:
+            raise ValueError("revocations, revocation_attempts: expected at least 1: with none nothing is ever revoked")
+        if self.store_readers < 1:
+            raise ValueError("store_readers: expected at least 1: with none nothing could be read")
 
 
 @attrs.frozen(kw_only=True)
@@ -169,9 +243,12 @@ class ClientLimits:
         events: Events that one handle keeps for a slow reader; past it the oldest are skipped, and the
             reader is told how many.
         event_bytes: The bytes of those events, likewise.
+        currencies: Currencies of one job's budget that its handle tells apart; further ones are ignored.
         result_memory_bytes: A streamed result up to here is assembled in memory, a larger one in a file.
         result_bytes: The largest result that is assembled; past it the result raises INTERNAL_ERROR (P8.5).
         chunk_bytes: The largest result_chunk that is accepted, decoded (P8.5).
+        children: Delegated jobs for which the handle of the job that delegated them keeps handles; past it the one that
+            ended first gives way, and where none has ended the new one is not followed.
         early_frames: Frames of a job that is not known yet (some runtimes send events before job.accepted, D32).
         malformed_in_a_row: Frames in a row that are no envelopes: past it the connection is given up.
         exit_seconds: How long a runtime that the client started may take to end once its stdin is closed, longer than
@@ -193,9 +270,11 @@ class ClientLimits:
     requests: int = 1_024
     events: int = 1_024
     event_bytes: int = 1 * MIB
+    currencies: int = 64
     result_memory_bytes: int = 16 * MIB
     result_bytes: int = 1024 * MIB
     chunk_bytes: int = 1 * MIB
+    children: int = 256
     early_frames: int = 1_000
     malformed_in_a_row: int = 8
     exit_seconds: float = 15.0

@@ -15,15 +15,20 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 
 from ._version import __version__
-from .jobs.actor import JobActor, JobCounters, JobServices, JobSpec
+from .authority.credentials import Credential, Provisioner
+from .authority.translation import Translator
+from .jobs.actor import JobActor
+from .jobs.admission import Admissions
 from .jobs.agents import Agents
 from .jobs.directory import JobDirectory
 from .jobs.pacer import Pacer
+from .jobs.provisioning import Provisioning
+from .jobs.spec import JobCounters, JobServices, JobSpec
 from .limits import Limits
+from .records import LedgerEntry
 from .sessions.auth import Principal, TrustedPrincipal, Verifier
 from .sessions.connection import Connection
 from .sessions.directory import SessionDirectory
@@ -33,63 +38,44 @@ from .sessions.services import SessionServices
 from .sessions.session import SessionParts
 from .sessions.stream import WindowTotal
 from .shutdown import shut_down
+from .statistics import RuntimeStatistics
+from .store.base import CredentialLedger
 from .timers import Timers
+from .tracing import find_spans
 from .transports.base import CloseCode, Transport
 from .wire.dialects import find_dialect
-from .wire.errors import ConnectionLostError, InternalError
+from .wire.errors import ConnectionLostError, InternalError, InvalidRequestError, JobEndedError, JobNotFoundError
 from .wire.ids import IdFactory
-from .wire.session_messages import REPLIES_FEATURE, Peer
+from .wire.session_messages import CREDENTIALS_FEATURE, REPLIES_FEATURE, Peer
 from .wire.timestamps import WallClock
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
     from .client.client import Client
     from .limits import ClientLimits
+    from .spans import Spans
 
-__all__ = ["Runtime", "RuntimeStatistics", "open_runtime"]
+__all__ = ["Runtime", "open_runtime"]
 
 logger = logging.getLogger("arcp_trio.runtime")
 
 OFFERED_FEATURES = frozenset(
-    {"heartbeat", "ack", "list_jobs", "subscribe", "progress", "result_chunk", "agent_versions", REPLIES_FEATURE}
+    {
+        "heartbeat",
+        "ack",
+        "list_jobs",
+        "subscribe",
+        "lease_expires_at",
+        "cost.budget",
+        "model.use",
+        "progress",
+        "result_chunk",
+        "agent_versions",
+        REPLIES_FEATURE,
+    }
 )
 """What this runtime implements of :data:`arcp_trio.wire.session_messages.FEATURES` (P6.5)."""
-
-
-@attrs.frozen(kw_only=True)
-class RuntimeStatistics:
-    """A snapshot of a runtime.
-
-    Attributes:
-        jobs_running: Jobs that have not ended.
-        jobs_retained: Records of jobs that have ended.
-        jobs_accepted: Jobs accepted so far.
-        terminals_published: Terminal events published so far: for each job exactly one.
-        tear_downs: Tear-downs so far: for each job exactly one.
-        cancels_acknowledged: Cancels that decided a job's outcome.
-        cancels_refused: Cancels that changed nothing.
-        events_encoded: Event payloads encoded: one for each event, however many follow it.
-        bugs: Messages that cannot come in their phase, and actors that failed. Always zero.
-        sessions: Sessions that have a connection.
-        sessions_waiting: Sessions that have lost theirs and wait for their clients.
-        connections: Connections that are open.
-        timers: Deadlines that stand.
-        disowned_agents: The agents that did not stop within their grace and still run.
-    """
-
-    jobs_running: int
-    jobs_retained: int
-    jobs_accepted: int
-    terminals_published: int
-    tear_downs: int
-    cancels_acknowledged: int
-    cancels_refused: int
-    events_encoded: int
-    bugs: int
-    sessions: int
-    sessions_waiting: int
-    connections: int
-    timers: int
-    disowned_agents: tuple[str, ...]
 
 
 class Runtime:
@@ -102,9 +88,15 @@ class Runtime:
         limits: Limits,
         verifier: Verifier | None,
         observation: ObservationPolicy,
+        open_models: bool,
+        provisioner: Provisioner | None,
+        ledger: CredentialLedger | None,
+        on_unrevocable: Callable[[LedgerEntry], None] | None,
+        translators: Sequence[Translator],
         name: str,
         ids: IdFactory,
         clock: WallClock,
+        spans: Spans | None,
     ) -> None:
         self._limits = limits
         self._verifier = verifier
@@ -128,17 +120,40 @@ class Runtime:
         # Tasks start from here, not from the request that asks for them: a connection's context
         # variables must not live on in a job.
         self._context = contextvars.copy_context()
+        self._admissions = Admissions(limits, self._directory, self._spawn_actor)
+        self._provisioning: Provisioning | None = None
+        features = OFFERED_FEATURES
+        if provisioner is not None and ledger is not None:
+            features |= {CREDENTIALS_FEATURE}
+            self._provisioning = Provisioning(
+                provisioner,
+                ledger,
+                limits=limits,
+                timers=self._timers,
+                ids=ids,
+                clock=clock,
+                spawn=self._spawn_actor,
+                open_models=open_models,
+                on_unrevocable=on_unrevocable,
+            )
         self._job_services = JobServices(
             limits=limits,
             ids=ids,
             clock=clock,
             timers=self._timers,
             pacer=self._pacer,
+            agents=agents,
             directory=self._directory,
             counters=self._counters,
+            spans=spans,
+            spawn=self._spawn_actor,
             spawn_agent=self._spawn_agent,
+            start_job=self._start_job,
             interrupted=self.fail,
             disowned=self._note_disowned,
+            open_models=open_models,
+            provisioning=self._provisioning,
+            translators=tuple(translators),
         )
         self._session_services = SessionServices(
             limits=limits,
@@ -150,18 +165,23 @@ class Runtime:
             listing=JobListing(self._directory, limits, observation),
             counters=self._counters,
             timers=self._timers,
+            open_models=open_models,
             observation=observation,
             session_parts=SessionParts(
                 limits=limits,
+                ids=ids,
                 clock=clock,
                 timers=self._timers,
+                spans=spans,
                 total=WindowTotal(limits.windows_bytes),
                 relieve=self._sessions.relieve,
                 attached=self._sessions.note_attached,
                 detached=self._sessions.note_waiting,
                 ended=self._sessions.remove,
             ),
-            features=OFFERED_FEATURES,
+            features=features,
+            admissions=self._admissions,
+            provisioning=self._provisioning,
             runtime=Peer(name=name, version=__version__, kind="arcp-trio"),
             start_job=self._start_job,
             is_closing=lambda: self._closing,
@@ -181,10 +201,11 @@ class Runtime:
 
     def statistics(self) -> RuntimeStatistics:
         """Return a snapshot."""
-        counters = self._counters
+        counters, provisioning = self._counters, self._provisioning
         return RuntimeStatistics(
             jobs_running=self._directory.running,
             jobs_retained=self._directory.retained,
+            submits_waiting=self._directory.waiting,
             jobs_accepted=counters.accepted,
             terminals_published=counters.published,
             tear_downs=counters.torn_down,
@@ -192,12 +213,55 @@ class Runtime:
             cancels_refused=counters.cancels_refused,
             events_encoded=counters.encodings,
             bugs=counters.bugs,
+            credentials_live=0 if provisioning is None else provisioning.issuer.live,
+            credentials_issued=0 if provisioning is None else provisioning.issuer.issued,
+            credentials_revoked=0 if provisioning is None else provisioning.revoker.counters.revoked,
+            credentials_unrevoked=len(self.unrevoked_credentials()),
+            credentials_failed=0 if provisioning is None else provisioning.revoker.counters.failed,
             sessions=len(self._sessions) - self._sessions.waiting,
             sessions_waiting=self._sessions.waiting,
             connections=len(self._connections),
             timers=len(self._timers),
             disowned_agents=tuple(f"{actor.agent.resolved} of {actor.job_id}" for actor in self._disowned),
         )
+
+    def unrevoked_credentials(self) -> tuple[LedgerEntry, ...]:
+        """Return which credentials are to be revoked and may still be good, oldest first (P9.10).
+
+        Most are revoked a moment later. What was given up (``LedgerState.FAILED``) stays until the next start, which
+        tries again; an operator can revoke it at the upstream, by its handle.
+        """
+        return () if self._provisioning is None else self._provisioning.revoker.unrevoked
+
+    async def rotate_credential(self, job_id: str, credential_id: str) -> Credential:
+        """Give a credential of a running job another value, and revoke the prior one (P9.10).
+
+        The new value is written down first; then the job's agent and its submitting session get it.
+
+        Args:
+            job_id: The job.
+            credential_id: Which of its credentials.
+
+        Returns:
+            The credential with its new value.
+
+        Raises:
+            JobNotFoundError: There is no such job.
+            JobEndedError: It has ended, or is ending.
+            InvalidRequestError: It has no such credential.
+            InternalError: There is no new value, and the prior one stays good.
+
+        Cancellation: the rotation goes on.
+        """
+        job = self._directory.find(job_id)
+        if isinstance(job, JobActor) and self._provisioning is not None:
+            return await self._provisioning.rotate(job, credential_id)
+        await trio.lowlevel.checkpoint()
+        if job is None:
+            raise JobNotFoundError("job_id: no such job")
+        if isinstance(job, JobActor):
+            raise InvalidRequestError("credential_id: the job has no credentials")
+        raise JobEndedError("the job has ended: its credentials were revoked")
 
     if TYPE_CHECKING:
         # Bound in arcp_trio/__init__.py, from arcp_trio/embedded.py: this floor does not know the client.
@@ -308,9 +372,10 @@ class Runtime:
     # --- phases of a shutdown -----------------------------------------------------------------------
 
     def stop_listening(self) -> None:
-        """Close the listeners."""
+        """Close the listeners, and refuse the submits that wait."""
         for scope in self._listeners:
             scope.cancel(reason="the runtime is shutting down")
+        self._admissions.close()
 
     async def wait_jobs_ended(self) -> None:
         """Wait until no job runs."""
@@ -320,6 +385,16 @@ class Runtime:
         """Tell every job that the runtime closes."""
         for actor in self._directory.actors():
             actor.close(until)
+
+    def bound_revocations(self, until: float) -> None:
+        """Have no job's end wait for the revocation of its credentials past ``until``."""
+        if self._provisioning is not None:
+            self._provisioning.bound(until)
+
+    def stop_revoking(self) -> None:
+        """Leave what is not revoked yet to the next start, which finds it in the ledger."""
+        if self._provisioning is not None:
+            self._provisioning.revoker.close()
 
     def close_connections(self) -> None:
         """Let every connection flush and say goodbye."""
@@ -340,12 +415,15 @@ class Runtime:
         """Make a job and start its actor. No checkpoint: ``accept`` runs before the actor's first step."""
         if self._closing:
             raise InternalError("the runtime is shutting down")
-        actor = JobActor(self._ids.job(), spec, self._job_services)
+        actor = JobActor(spec.job_id or self._ids.job(), spec, self._job_services)
         self._directory.add(actor)
         self._counters.accepted += 1
         accept(actor)
-        self._spawn(self._actor_nursery, actor.run, f"actor of {actor.job_id}")
+        self._spawn_actor(actor.run, f"actor of {actor.job_id}")
         return actor
+
+    def _spawn_actor(self, function: Callable[[], Awaitable[None]], name: str) -> None:
+        self._spawn(self._actor_nursery, function, name)
 
     def _spawn_agent(self, function: Callable[[], Awaitable[None]], name: str) -> None:
         self._spawn(self._agent_nursery, function, name)
@@ -370,7 +448,7 @@ class Runtime:
 
     @trio.lowlevel.enable_ki_protection
     async def _run_service(self, service: Callable[[], Awaitable[None]]) -> None:
-        """Run the timers or the pacer: a bug in one ends the runtime, loudly."""
+        """Run the timers, the pacer or the revoker: a bug in one ends the runtime, loudly."""
         try:
             await service()
         except Exception as exc:
@@ -384,6 +462,8 @@ class Runtime:
             async with trio.open_nursery() as services:
                 services.start_soon(self._run_service, self._timers.run, name="arcp timers")
                 services.start_soon(self._run_service, self._pacer.run, name="arcp pacer")
+                if self._provisioning is not None:
+                    services.start_soon(self._run_service, self._provisioning.revoker.run, name="arcp revoker")
                 async with (
                     trio.open_nursery() as self._connection_nursery,
                     trio.open_nursery() as self._actor_nursery,
@@ -396,6 +476,7 @@ class Runtime:
                     try:
                         await shut_down(self, self._limits)
                     finally:
+                        self._sessions.end_spans()
                         self._shut_down.set()
                     await self._finished.wait()
                     names = self.statistics().disowned_agents
@@ -423,9 +504,15 @@ async def open_runtime(
     limits: Limits | None = None,
     verifier: Verifier | None = None,
     observation: ObservationPolicy | None = None,
+    open_models: bool = False,
+    provisioner: Provisioner | None = None,
+    ledger: CredentialLedger | None = None,
+    on_unrevocable: Callable[[LedgerEntry], None] | None = None,
+    translators: Sequence[Translator] = (),
     name: str = "arcp-trio",
     ids: IdFactory | None = None,
     clock: WallClock | None = None,
+    tracer_provider: TracerProvider | None = None,
 ) -> AsyncGenerator[Runtime, None]:
     """Open a runtime, as an asynchronous context manager.
 
@@ -437,36 +524,64 @@ async def open_runtime(
         limits: Its bounds; ``None`` for the defaults.
         verifier: Who decides on tokens; may be ``None`` for embedded use, a gateway then needs its own.
         observation: Who may observe whose jobs; ``None`` keeps principals apart (P7.19).
+        open_models: Whether a lease that does not name ``model.use`` allows every model; else it allows none (P9.8).
+        provisioner: Who issues credentials for jobs (section 9.8); ``None``: nobody, and the feature is not offered.
+        ledger: Where it is written down which credentials must be revoked; for a provisioner, and durable (P9.10).
+        on_unrevocable: Told of each credential that could not be revoked and was given up. Synchronous and short; what
+            it raises is logged. :meth:`Runtime.unrevoked_credentials` shows the same.
+        translators: Functions that say what an exception of an agent or a tool is in terms of the protocol: each
+            returns an ARCPError or ``None``. They are asked in this order, before the one that recognises budget
+            errors of upstream services (402; 429 with a text or code about a budget), which become BUDGET_EXHAUSTED.
         name: How it names itself in a welcome.
         ids: Where ids come from; tests give their own.
         clock: The time of day; tests give their own.
+        tracer_provider: Where the spans of its sessions, jobs and guarded operations go (P11.1); ``None`` for the
+            global one, where OpenTelemetry is installed. It stays the caller's, to flush and to shut down.
 
     Yields:
         The runtime, which serves and runs jobs from now on.
 
     Raises:
+        ValueError: There is a provisioner and no durable ledger, or a ledger and no provisioner.
         KeyboardInterrupt: Control-C reached an agent; raised after the shutdown.
+
+    With a provisioner it revokes first what earlier runs have left in the ledger; that takes at most
+    ``limits.revocation_seconds``, and goes on behind it. What reading the ledger raises leaves as it is.
 
     Whatever the body raises leaves as it is, not in a group.
 
     Cancellation: from outside, it shuts down as above, and then the cancellation goes on. An agent that refuses to
     end (a thread, a shield) keeps the block from being left; its name is logged, and its job has ended.
     """
+    if (provisioner is None) != (ledger is None) or (ledger is not None and not ledger.durable):
+        # A credential that nobody remembers cannot be revoked (section 14).
+        raise ValueError("a provisioner needs a durable ledger, and a ledger a provisioner")
+    outstanding = [] if ledger is None else await ledger.outstanding()
     runtime = Runtime(
         agents,
         limits=limits or Limits(),
         verifier=verifier,
         observation=observation or ObservationPolicy(),
+        open_models=open_models,
+        provisioner=provisioner,
+        ledger=ledger,
+        on_unrevocable=on_unrevocable,
+        translators=translators,
         name=name,
         ids=ids or IdFactory(),
         clock=clock or WallClock(),
+        spans=find_spans(tracer_provider),
     )
     body_error: BaseException | None = None
     try:
         async with trio.open_nursery() as host:
-            await host.start(runtime._supervise, name="arcp runtime")  # noqa: SLF001
+            # Shielded, for an instant: a start that is cancelled waits for its task, which waits to be told to leave.
+            with trio.CancelScope(shield=True):
+                await host.start(runtime._supervise, name="arcp runtime")  # noqa: SLF001
             try:
                 with runtime._body:  # noqa: SLF001
+                    if runtime._provisioning is not None:  # noqa: SLF001
+                        await runtime._provisioning.recover(outstanding)  # noqa: SLF001
                     yield runtime
             except BaseException as exc:  # noqa: BLE001, ASYNC103  # raised below, outside of the nursery that would wrap it
                 body_error = exc

@@ -11,21 +11,28 @@ from .limits import Limits
 __all__ = ["ShutdownTarget", "shut_down"]
 
 # Shares of the deadline that remains when their phase begins: agents get most of it, and what is
-# left suffices to write the terminal events.
+# left suffices to revoke and to write the terminal events.
 _AGENTS_SHARE = 0.7
+_REVOCATIONS_SHARE = 0.85
 
 
 class ShutdownTarget(Protocol):
     """What a shutdown does to a runtime, phase by phase."""
 
     def stop_listening(self) -> None:
-        """Close the listeners; refuse new sessions and submits from now on."""
+        """Close the listeners; refuse new sessions and submits from now on, and submits that wait."""
 
     async def wait_jobs_ended(self) -> None:
         """Wait until no job runs."""
 
     def close_jobs(self, until: float) -> None:
         """Tell every job that the runtime closes; its agent has until ``until``."""
+
+    def bound_revocations(self, until: float) -> None:
+        """Have no job's end wait for a revocation past ``until``."""
+
+    def stop_revoking(self) -> None:
+        """Revoke nothing more: the ledger has it."""
 
     def close_connections(self) -> None:
         """Let every connection flush, say goodbye with 1001 and close."""
@@ -53,10 +60,14 @@ async def shut_down(target: ShutdownTarget, limits: Limits) -> None:
                 await target.wait_jobs_ended()
         # 3. The rest is told to stop, and ends by its grace at the latest.
         now = trio.current_time()
+        target.bound_revocations(now + (deadline - now) * _REVOCATIONS_SHARE)
         target.close_jobs(now + (deadline - now) * _AGENTS_SHARE)
         await target.wait_jobs_ended()
-        # 4. Whoever listens still hears how his jobs ended, and that it is over.
+        # 4. What is not revoked by now is left to the next start (P9.10).
+        target.stop_revoking()
+        # 5. Whoever listens still hears how his jobs ended, and that it is over.
         target.close_connections()
         await target.wait_connections_closed()
-    # 5. The deadline is over, or nobody is left.
+    # 6. The deadline is over, or nobody is left.
+    target.stop_revoking()
     target.cancel_connections()

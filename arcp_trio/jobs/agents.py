@@ -123,13 +123,21 @@ class Agents:
                 self._snapshots[allowed] = snapshot
         return snapshot
 
-    def resolve(self, agent: str, defaults: Mapping[str, str], allowed: frozenset[str] | None = None) -> Agent:
+    def resolve(
+        self,
+        agent: str,
+        defaults: Mapping[str, str],
+        allowed: frozenset[str] | None = None,
+        *,
+        path: str = "$.payload.agent",
+    ) -> Agent:
         """Return the agent that ``name`` or ``name@version`` means.
 
         Args:
             agent: As the submit has it.
             defaults: What the session's welcome advertised.
             allowed: The names that the principal may use; ``None`` for all.
+            path: Where it stands, for the error.
 
         Raises:
             InvalidRequestError: It has neither form.
@@ -138,17 +146,17 @@ class Agents:
         """
         name, at, version = agent.partition("@")
         if not _NAME.fullmatch(name) or (at and not _VERSION.fullmatch(version)):
-            raise InvalidRequestError("$.payload.agent: expected 'name' or 'name@version' in lower case")
+            raise InvalidRequestError(f"{path}: expected 'name' or 'name@version' in lower case")
         versions = self._versions.get(name)
         if versions is None or (allowed is not None and name not in allowed):
-            raise AgentNotAvailableError(f"$.payload.agent: no agent is named {name!r}")
+            raise AgentNotAvailableError(f"{path}: no agent is named {name!r}")
         if not at:
             version = defaults.get(name) or self._default(name)
         found = versions.get(version)
         if found is None:
             available = sorted(versions, key=_version_order)
             raise AgentVersionNotAvailableError(
-                f"$.payload.agent: {name!r} has no version {version!r}, only {', '.join(available)}",
+                f"{path}: {name!r} has no version {version!r}, only {', '.join(available)}",
                 details={"available": available},
             )
         return found

@@ -52,6 +52,9 @@ class JobDirectory:
         self._retained: dict[str, _Retained] = {}
         self._record_bytes = 0
         self._running: Counter[str] = Counter()
+        # Submits that wait to be jobs: they count in the caps, and nowhere else.
+        self._waiting: Counter[str] = Counter()
+        self._waiting_in_all = 0
         # A whole history fits into half of what may be unsent in a session: it alone makes nobody too slow.
         self.histories = Histories(
             events=min(limits.history_events, limits.window_events // 4),
@@ -66,6 +69,11 @@ class JobDirectory:
     def running(self) -> int:
         """How many jobs have not ended."""
         return len(self._actors)
+
+    @property
+    def waiting(self) -> int:
+        """How many submits wait to be jobs."""
+        return self._waiting_in_all
 
     @property
     def retained(self) -> int:
@@ -92,13 +100,32 @@ class JobDirectory:
             InternalError: A cap is reached; retryable, ``details`` names the limit.
         """
         for limit, count, cap in (
-            ("jobs_per_principal", self._running[principal], self._limits.jobs_per_principal),
-            ("jobs", len(self._actors), self._limits.jobs),
+            (
+                "jobs_per_principal",
+                self._running[principal] + self._waiting[principal],
+                self._limits.jobs_per_principal,
+            ),
+            ("jobs", len(self._actors) + self.waiting, self._limits.jobs),
         ):
             if count >= cap:
                 raise InternalError(
                     f"{count} jobs are running, the limit {limit}", details={"limit": limit, "value": cap}
                 )
+
+    def reserve(self, principal: str) -> None:
+        """Count a submit that waits to be a job; there is room for it."""
+        self._waiting[principal] += 1
+        self._waiting_in_all += 1
+        if self._idle.is_set():
+            self._idle = trio.Event()
+
+    def release(self, principal: str) -> None:
+        """Count it no more: it becomes a job now, or is refused."""
+        self._waiting_in_all -= 1
+        self._waiting[principal] -= 1
+        if not self._waiting[principal]:
+            del self._waiting[principal]
+        self._note_idle()
 
     def add(self, actor: JobActor) -> None:
         """Add a job that was accepted."""
@@ -139,11 +166,14 @@ class JobDirectory:
             # Not the newest itself, however large.
             self._evict(others if others.size >= theirs.size or len(theirs.job_ids) == 1 else theirs)
         self._arm()
-        if not self._actors:
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self._actors and not self._waiting_in_all:
             self._idle.set()
 
     async def wait_idle(self) -> None:
-        """Wait until no job runs. A checkpoint; cancelling it changes nothing."""
+        """Wait until no job runs, and no submit waits to be one. A checkpoint; cancelling it changes nothing."""
         await self._idle.wait()
 
     @property

@@ -1,6 +1,6 @@
 """A job's feed: what the job says, encoded once, handed to every follower as the same bytes.
 
-A follower is a session's stream. It adds its own number and head (:func:`~arcp_trio.wire.envelope.splice_envelope`);
+A follower is a session's stream. It adds its own number and head (:class:`~arcp_trio.wire.envelope.EnvelopeSplicer`);
 the rest of the frame, the *tail*, is shared. Only a terminal event has more than one tail, made lazily,
 one for each way in which the followers' dialects and features want it.
 """
@@ -8,18 +8,21 @@ one for each way in which the followers' dialects and features want it.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
 from ..wire.codec import encode_payload
 from ..wire.dialects import Dialect
-from ..wire.envelope import encode_tail
+from ..wire.envelope import EventTails, encode_tail
 from ..wire.errors import CORE_CODES, sendable_retryable
 from ..wire.job_messages import JobError
 from ..wire.jsontext import encode_json
 from .history import JobHistory
 from .lifecycle import FinalStatus, Outcome
+
+if TYPE_CHECKING:
+    from .actor import JobActor
 
 __all__ = ["Entry", "EventEntry", "Follower", "JobFeed", "ResultPayload", "Shape", "TerminalEntry"]
 
@@ -40,6 +43,11 @@ class Shape:
     def takes_chunks(self) -> bool:
         """Whether a streamed result goes out as chunks."""
         return "result_chunk" in self.features
+
+    @property
+    def takes_budgets(self) -> bool:
+        """Whether a job's budget is shown, as numbers (X1)."""
+        return "cost.budget" in self.features and self.dialect.budget_as_numbers
 
 
 class Entry(Protocol):
@@ -68,6 +76,9 @@ class Follower(Protocol):
 
     def job_ended(self, feed: JobFeed) -> None:
         """The terminal entry was appended; nothing of this feed follows."""
+
+    def child_started(self, child: JobActor) -> None:
+        """A job that it follows has delegated another, whose delegation it was told and which has not begun."""
 
 
 class Throttle(Protocol):
@@ -202,6 +213,11 @@ class TerminalEntry:
         """Drop the tails that were made: the followers have them, and who comes later is rare."""
         self._tails.clear()
 
+    def forget_assembled(self) -> None:
+        """Drop the whole of a streamed result: no follower needed it, only the job's parent (P6.4)."""
+        if self._outcome.result is not None:
+            self._outcome = attrs.evolve(self._outcome, result=attrs.evolve(self._outcome.result, assembled=None))
+
     def _error(self, dialect: Dialect) -> JobError:
         outcome = self._outcome
         code = outcome.code
@@ -232,7 +248,7 @@ class JobFeed:
         terminal: Its terminal event, once that was published: nothing is appended after it.
     """
 
-    __slots__ = ("_followers", "history", "job_id", "job_seq", "terminal", "trace_id")
+    __slots__ = ("_followers", "_tails", "history", "job_id", "job_seq", "terminal", "trace_id")
 
     def __init__(self, job_id: str, trace_id: str, history: JobHistory) -> None:
         self.job_id = job_id
@@ -240,6 +256,8 @@ class JobFeed:
         self.history = history
         self.job_seq = 0
         self.terminal: TerminalEntry | None = None
+        # Made with the first event: many jobs have none.
+        self._tails: EventTails | None = None
         # A dictionary for its order: followers get an event in the order in which they came.
         self._followers: dict[Follower, None] = {}
 
@@ -270,19 +288,18 @@ class JobFeed:
         """Append a job.event to every follower. The actor has checked that the agent may still speak."""
         assert not self.closed, "an event after the terminal event"
         self.job_seq += 1
-        tail = encode_tail(
-            "job.event",
-            payload,
-            job_id=self.job_id,
-            trace_id=self.trace_id,
-            timestamp=timestamp,
-            job_seq=self.job_seq,
-        )
-        entry = EventEntry(tail, feature)
+        if self._tails is None:
+            self._tails = EventTails(self.job_id, self.trace_id)
+        entry = EventEntry(self._tails.encode(payload, timestamp=timestamp, job_seq=self.job_seq), feature)
         self.history.append(entry)
         # A copy: a follower that this makes too slow leaves at once.
         for follower in list(self._followers):
             follower.append(entry, self)
+
+    def tell_child_started(self, child: JobActor) -> None:
+        """Tell every follower of a child, before its first event."""
+        for follower in list(self._followers):
+            follower.child_started(child)
 
     def publish_terminal(self, outcome: Outcome, *, timestamp: str) -> TerminalEntry:
         """Append the terminal event to every follower, and let them go. Called once."""
@@ -295,9 +312,13 @@ class JobFeed:
             timestamp=timestamp,
             job_seq=self.job_seq,
         )
+        wanted_whole = self.any_without_chunks()
         followers, self._followers = self._followers, {}
+        self._tails = None
         for follower in followers:
             follower.append(entry, self)
             follower.job_ended(self)
         entry.forget_tails()
+        if not wanted_whole:
+            entry.forget_assembled()
         return entry

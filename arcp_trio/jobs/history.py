@@ -43,9 +43,15 @@ class JobHistory:
         """Keep the job's next event."""
         if self._entries is None:
             self._entries = deque()
+        size = len(entry.tail)
         self._entries.append(entry)
-        self.size += len(entry.tail)
-        self._histories.grown(self, self._kept, len(entry.tail))
+        self.size += size
+        self._histories.grown(self, self._kept, size)
+
+    def is_over(self, events: int, size: int) -> bool:
+        """Say whether it has more events, or more bytes of them, than that."""
+        entries = self._entries
+        return entries is not None and (len(entries) > events or (self.size > size and len(entries) > 0))
 
     def end(self) -> None:
         """Note that the job has ended. Called once."""
@@ -58,10 +64,10 @@ class JobHistory:
     def drop_oldest(self) -> int:
         """Drop the oldest event; return how many bytes it had."""
         assert self._entries
-        entry = self._entries.popleft()
+        size = len(self._entries.popleft().tail)
         self.first_seq += 1
-        self.size -= len(entry.tail)
-        return len(entry.tail)
+        self.size -= size
+        return size
 
     def clear(self) -> int:
         """Drop everything; return how many bytes that was."""
@@ -119,7 +125,7 @@ class Histories:
 
     def grown(self, history: JobHistory, kept: _Kept, size: int) -> None:
         """Keep the bounds after an event of ``size`` bytes was appended."""
-        while len(history) > self._events or (history.size > self._size and len(history)):
+        while history.is_over(self._events, self._size):
             size -= history.drop_oldest()
         kept.used += size
         self.used += size

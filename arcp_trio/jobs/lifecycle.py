@@ -109,6 +109,10 @@ class Start:
 class AgentEnded:
     """The agent's task is over; its scope has closed.
 
+    An agent that returns has ended only when its children have: its task waits for them, within the scope (P10.3).
+    Until then the job runs, and whatever stops a running job stops this one. One that raises does not wait: its
+    children are told to stop.
+
     Attributes:
         end: Whether it returned, raised, or was stopped by its scope.
         outcome: What that means if nothing was decided before; a stopped agent brings INTERNAL_ERROR, for
@@ -212,11 +216,15 @@ PENDING = State(Phase.PENDING)
 
 
 class Effect(Enum):
-    """What the actor does, in the order in which :func:`apply` returns it."""
+    """What the actor does, in the order in which :func:`apply` returns it.
+
+    What tightens does so for the agent's grace and for the children. A tear-down ends only when they have.
+    """
 
     START_AGENT = "start agent"
     ACKNOWLEDGE = "ack"
     STOP_AGENT = "stop agent"
+    STOP_CHILDREN = "stop children"
     SET_GRACE = "grace"
     DISOWN_AGENT = "disown agent"
     TEAR_DOWN = "tear down"
@@ -257,7 +265,7 @@ _NOTHING = Cell()
 _IMPOSSIBLE = Cell(effects=(Effect.REPORT_BUG,))
 _REFUSED = Cell(effects=(Effect.REFUSE,))
 _TIGHTEN = Cell(effects=(Effect.TIGHTEN,), tightens=True)
-_STOP = Cell(Phase.STOPPING, (Effect.STOP_AGENT, Effect.SET_GRACE), Decides.MESSAGE)
+_STOP = Cell(Phase.STOPPING, (Effect.STOP_AGENT, Effect.STOP_CHILDREN, Effect.SET_GRACE), Decides.MESSAGE)
 _END = Cell(Phase.ENDING, (Effect.TEAR_DOWN,), Decides.MESSAGE)
 _END_BOUNDED = attrs.evolve(_END, tightens=True)
 
@@ -270,12 +278,12 @@ TABLE: Mapping[tuple[type[Any], Phase], Cell] = {
     (Start, _E): _NOTHING,  # a pending job was ended by what its actor drained before it started
     (Start, _D): _NOTHING,
     (AgentEnded, _P): _IMPOSSIBLE,
-    (AgentEnded, _R): _END,
+    (AgentEnded, _R): Cell(Phase.ENDING, (Effect.STOP_CHILDREN, Effect.TEAR_DOWN), Decides.MESSAGE),
     (AgentEnded, _S): Cell(Phase.ENDING, (Effect.TEAR_DOWN,), Decides.STATE),
     (AgentEnded, _E): _NOTHING,  # a disowned agent, at last
     (AgentEnded, _D): _NOTHING,
     (Cancel, _P): Cell(Phase.ENDING, (Effect.ACKNOWLEDGE, Effect.TEAR_DOWN), Decides.MESSAGE),
-    (Cancel, _R): Cell(Phase.STOPPING, (Effect.ACKNOWLEDGE, Effect.STOP_AGENT, Effect.SET_GRACE), Decides.MESSAGE),
+    (Cancel, _R): attrs.evolve(_STOP, effects=(Effect.ACKNOWLEDGE, *_STOP.effects)),
     (Cancel, _S): _REFUSED,
     (Cancel, _E): _REFUSED,
     (Cancel, _D): _REFUSED,
@@ -308,7 +316,7 @@ TABLE: Mapping[tuple[type[Any], Phase], Cell] = {
     (TornDown, _R): _IMPOSSIBLE,
     (TornDown, _S): _IMPOSSIBLE,
     (TornDown, _E): Cell(Phase.ENDED, (Effect.PUBLISH,), Decides.STATE),
-    (TornDown, _D): _IMPOSSIBLE,
+    (TornDown, _D): _NOTHING,  # its end was forced while the message was on its way
 }
 """Every message in every phase."""
 

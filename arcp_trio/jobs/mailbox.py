@@ -1,7 +1,8 @@
 """A job's mailbox: what is posted is processed one at a time by the actor that owns it.
 
 Posting is synchronous and never blocks, fails or loses. The bound is by construction: each internal
-message is posted at most once, and of cancels only one waits (:meth:`Mailbox.post_cancel`).
+message is posted at most once, and of cancels only one waits (:meth:`Mailbox.post_cancel`). A parent that has less
+time than it had says so again: once for each of the few causes that each job above it knows.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class Mailbox:
     def post(self, message: Message) -> None:
         """Add a message and wake the actor."""
         self._messages.append(message)
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake the actor, if it waits: also without a message it looks at what its state has become."""
         if self._reader is not None:
             trio.lowlevel.reschedule(self._reader)
             self._reader = None
@@ -53,7 +58,7 @@ class Mailbox:
         return message
 
     async def wait(self) -> None:
-        """Wait until there is a message. Only the actor calls this; cancelling it loses nothing."""
+        """Wait for a message, or :meth:`wake`. Only the actor calls this; cancelling it loses nothing."""
         if self._messages:
             await trio.lowlevel.checkpoint()
             return

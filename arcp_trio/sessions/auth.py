@@ -9,6 +9,8 @@ from typing import Protocol
 
 import attrs
 
+from ..authority.lease import LeaseCeiling
+
 __all__ = ["AnonymousAccess", "Principal", "StaticTokens", "TrustedPrincipal", "Verifier"]
 
 
@@ -24,6 +26,7 @@ class Principal:
     Attributes:
         name: What jobs and records are kept under, not empty; two sessions of one name are one principal.
         agents: The names of the agents that it may use; ``None`` for all.
+        ceiling: The most that a lease of its jobs may hold, whatever they ask for; ``None`` for no such bound.
         anonymous: Whether the name was made up for one connection. Whoever resumes the session of such a principal
             has another name by then: its resume token alone says that it is the same client.
 
@@ -33,6 +36,7 @@ class Principal:
 
     name: str = attrs.field(validator=_not_empty)
     agents: frozenset[str] | None = None
+    ceiling: LeaseCeiling | None = None
     anonymous: bool = False
 
 

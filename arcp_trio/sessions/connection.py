@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 import trio
@@ -77,15 +78,18 @@ class Connection:
             write_seconds=self._limits.write_seconds,
             written=self._note_written,
         )
+        # The session's stream has something to send. Not a method: it is called for every event that one follows.
+        self.wake: Callable[[], None] = self._writer.wake
 
     def __repr__(self) -> str:
         return f"<Connection {self._transport.description} {self._session!r}>"
 
-    # --- what others call: synchronous, never failing -----------------------------------------------
+    @property
+    def private(self) -> bool:
+        """Whether nobody on the way can read it."""
+        return self._transport.private
 
-    def wake(self) -> None:
-        """The session's stream has something to send."""
-        self._writer.wake()
+    # --- what others call: synchronous, never failing -----------------------------------------------
 
     def reply(self, frame: bytes) -> None:
         """Send a frame ahead of the events."""

@@ -94,6 +94,11 @@ class SessionDirectory:
         """Note that a session has a connection."""
         self._waiting.pop(session, None)
 
+    def end_spans(self) -> None:
+        """End the spans of those that are left when the runtime shuts down; the sessions wait as they did."""
+        for session in self._sessions.values():
+            session.end_span()
+
     def remove(self, session: Session) -> None:
         """Remove a session that has ended."""
         self._waiting.pop(session, None)

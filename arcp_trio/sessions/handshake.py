@@ -20,6 +20,7 @@ from ..wire.errors import (
     UnauthenticatedError,
 )
 from ..wire.session_messages import (
+    CREDENTIALS_FEATURE,
     REPLIES_FEATURE,
     Auth,
     Replayed,
@@ -133,9 +134,9 @@ async def handshake(
         if services.is_closing():
             raise InternalError("the runtime is shutting down")
         if opening.resume is None:
-            session = _open_session(opening, envelope, principal, services, compat)
+            session = _open_session(opening, envelope, principal, services, compat, private=connection.private)
         else:
-            session = _find_session(opening, opening.resume, principal, services)
+            session = _find_session(opening, opening.resume, principal, services, private=connection.private)
     except ARCPError as exc:
         raise _refusal(replies, exc, envelope.id) from None
     replies = Replies(session.session_id, services.ids, services.clock)
@@ -147,7 +148,9 @@ async def handshake(
         session.attach(connection, resume_from=opening.resume.last_event_seq)
         if REPLIES_FEATURE in session.shape.features:
             marker = Replayed(request_id=envelope.id, reply_to=envelope.id)
-            session.ride(replies.frame("x-arcp-trio.replayed", marker, request_id=envelope.id))
+            replayed = replies.frame("x-arcp-trio.replayed", marker, request_id=envelope.id)
+            # Behind the answers of submits that still wait: what has no answer by then gets none.
+            session.submits.mark(lambda: session.ride(replayed))
     return Welcomed(session=session, replies=replies, frame=frame, token=token)
 
 
@@ -209,26 +212,35 @@ def _open_session(
     principal: Principal,
     services: SessionServices,
     compat: Dialect | None,
+    *,
+    private: bool,
 ) -> Session:
+    features = (opening.offered or frozenset()) & services.features
+    if principal.anonymous or not private:
+        # Not to whom nobody knows, nor where others could read them (P9.10).
+        features -= {CREDENTIALS_FEATURE}
     services.sessions.make_room(principal.name)
     session = Session(
         services.ids.session(),
         principal=principal,
-        shape=Shape(compat or detect_dialect(envelope) or SPEC, (opening.offered or frozenset()) & services.features),
+        shape=Shape(compat or detect_dialect(envelope) or SPEC, features),
         inventory=services.agents.inventory(principal.agents),
         parts=services.session_parts,
+        trace=envelope.trace_context,
     )
     services.sessions.add(session)
     return session
 
 
-def _find_session(opening: _Opening, resume: ResumeRequest, principal: Principal, services: SessionServices) -> Session:
+def _find_session(
+    opening: _Opening, resume: ResumeRequest, principal: Principal, services: SessionServices, *, private: bool
+) -> Session:
     """Return the session that a resume names, if it may and can be resumed from there.
 
     Raises:
         ResumeWindowExpiredError: It may or can not: one answer for all reasons, so that nobody learns which, and
             nothing was changed, so that it costs the owner nothing (P6.10).
-        InvalidRequestError: It may, and the hello offers fewer features than the session has (P6.9).
+        InvalidRequestError: It may, and the hello or this connection has fewer features than the session (P6.9).
     """
     token = resume.resume_token
     session = services.sessions.find(session_of_token(token))
@@ -245,6 +257,8 @@ def _find_session(opening: _Opening, resume: ResumeRequest, principal: Principal
         raise InvalidRequestError(
             f"$.payload.capabilities.features: a session's features are fixed, and this hello lacks {missing}"
         )
+    if CREDENTIALS_FEATURE in session.shape.features and not private:
+        raise InvalidRequestError("this session may show credentials: it is resumed over an encrypted connection alone")
     session.tokens.confirm(token)
     # What it may do is what its present token says; an anonymous one keeps its first name.
     session.principal = attrs.evolve(principal, name=session.principal.name)

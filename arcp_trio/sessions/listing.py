@@ -15,6 +15,8 @@ from hashlib import blake2b
 
 import attrs
 
+from ..audit import audit
+from ..authority.budget import to_numbers
 from ..jobs.actor import JobActor
 from ..jobs.directory import JobDirectory
 from ..jobs.index import JobFilter, Key
@@ -26,7 +28,7 @@ from ..wire.jsontext import encode_json
 from ..wire.session_messages import SessionJobs, SessionJobsEntry, SessionListJobs, SessionListJobsFilter
 from ..wire.timestamps import parse_timestamp
 from .auth import Principal
-from .observation import ObservationPolicy, Visibility, audit
+from .observation import ObservationPolicy, Visibility
 
 __all__ = ["JobListing"]
 
@@ -61,7 +63,14 @@ class JobListing:
         self._secret = secrets.token_bytes(32)
 
     def answer(
-        self, request: SessionListJobs, *, request_id: str, principal: Principal, session_id: str
+        self,
+        request: SessionListJobs,
+        *,
+        request_id: str,
+        principal: Principal,
+        session_id: str,
+        with_budgets: bool,
+        with_credentials: bool,
     ) -> SessionJobs:
         """Return the page that was asked for; the audit log gets a line on it, whatever comes of it.
 
@@ -70,13 +79,16 @@ class JobListing:
             request_id: The id of the message that it came in.
             principal: Who asks: the jobs are those that it may see, and the cursor is good for it alone.
             session_id: Where it asks from, for the log.
+            with_budgets: Whether what is left of each job's budget is shown.
+            with_credentials: Whether the credentials of the jobs that this session has submitted are (P6.20).
 
         Raises:
             InvalidRequestError: A limit, a filter or a cursor that is not valid, named by its path.
         """
         outcome = "failed"
         try:
-            page = self._page(request, request_id, principal)
+            confidant = session_id if with_credentials else None
+            page = self._page(request, request_id, principal, with_budgets=with_budgets, confidant=confidant)
             outcome = f"granted, {len(page.jobs)} jobs"
         except ARCPError as exc:
             outcome = f"refused, {exc.code}"
@@ -93,7 +105,15 @@ class JobListing:
             )
         return page
 
-    def _page(self, request: SessionListJobs, request_id: str, principal: Principal) -> SessionJobs:
+    def _page(
+        self,
+        request: SessionListJobs,
+        request_id: str,
+        principal: Principal,
+        *,
+        with_budgets: bool,
+        confidant: str | None,
+    ) -> SessionJobs:
         limit = _DEFAULT_LIMIT if request.limit is None else request.limit
         if not 1 <= limit <= _MAX_LIMIT:
             raise InvalidRequestError(f"$.payload.limit: expected an integer from 1 to {_MAX_LIMIT}, got {limit}")
@@ -108,7 +128,8 @@ class JobListing:
         page = self._jobs.index.page(principals, wanted, limit=limit, after=after, visible=visible)
         entries: list[SessionJobsEntry] = []
         room = self._limits.send_bytes - _FRAME_BYTES - _REQUEST_IDS * len(encode_json(request_id))
-        for entry in map(self._entry, page.keys):
+        for key in page.keys:
+            entry = self._entry(key, with_budget=with_budgets, confidant=confidant)
             # The comma behind it counts too.
             room -= len(encode_payload(entry)) + 1
             if room < 0 and entries:
@@ -123,21 +144,25 @@ class JobListing:
             next_cursor=None if is_last else self._make_cursor(page.keys[len(entries) - 1], principal, wanted),
         )
 
-    def _entry(self, key: Key) -> SessionJobsEntry:
+    def _entry(self, key: Key, *, with_budget: bool, confidant: str | None) -> SessionJobsEntry:
         job = self._jobs.find(key[1])
         assert job is not None, "the index holds what the directory finds"
+        credentials = job.credentials if isinstance(job, JobActor) and confidant in job.owners else None
         return SessionJobsEntry(
             job_id=job.job_id,
             agent=job.agent.resolved if isinstance(job, JobActor) else job.agent,
             status=job.status,
-            lease={namespace: list(patterns) for namespace, patterns in job.lease.items()},
-            lease_constraints={"expires_at": job.expires_at} if job.expires_at is not None else None,
+            lease={namespace: list(patterns) for namespace, patterns in job.lease.grants.items()},
+            lease_constraints={"expires_at": job.lease.expires_at} if job.lease.expires_at is not None else None,
+            budget=to_numbers(job.budget) if with_budget else None,
             # One instant under the three names that peers read (P6.20).
+            parent_job_id=job.parent_job_id,
             created_at=job.created_at,
             submitted_at=job.created_at,
             accepted_at=job.created_at,
             trace_id=job.feed.trace_id,
             last_event_seq=job.feed.job_seq,
+            credentials=None if credentials is None else credentials.to_wire() or None,
         )
 
     # --- cursors ------------------------------------------------------------------------------------

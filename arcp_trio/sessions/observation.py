@@ -1,16 +1,13 @@
-"""Who may observe whose jobs (P7.19): a policy, asked by listings, subscriptions and cancels, and the audit log."""
+"""Who may observe whose jobs (P7.19): a policy, asked by listings, subscriptions and cancels."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from enum import Enum
 
 from .auth import Principal
 
-__all__ = ["ObservationPolicy", "Visibility", "audit"]
-
-_audit_logger = logging.getLogger("arcp_trio.audit")
+__all__ = ["ObservationPolicy", "Visibility"]
 
 
 class Visibility(Enum):
@@ -51,46 +48,3 @@ class ObservationPolicy:
             agent: The job's agent, ``name@version``.
         """
         return Visibility.OBSERVABLE if owner in self.observable(principal) else Visibility.HIDDEN
-
-
-def audit(
-    decision: str,
-    action: str,
-    *,
-    principal: str,
-    session_id: str,
-    job_id: str = "",
-    owner: str = "",
-    detail: str = "",
-) -> None:
-    """Log a decision on who may do what to whose job: one line, with the same as fields of the record.
-
-    Args:
-        decision: ``granted`` or ``denied``, or why.
-        action: What was asked for: ``subscribe``, ``cancel``, ``list``.
-        principal: Who asked.
-        session_id: In which session.
-        job_id: Which job; empty for none.
-        owner: Whose job that is; empty where nobody's is known.
-        detail: More about the request, of bounded length and without secrets.
-    """
-    whose = f" of {owner!r}" if owner else ""
-    job = f", job {job_id[:256]!r}{whose}" if job_id else ""
-    _audit_logger.info(
-        "%s %s: principal %r, session %s%s%s%s",
-        action,
-        decision,
-        principal,
-        session_id,
-        job,
-        ", " if detail else "",
-        detail,
-        extra={
-            "arcp_action": action,
-            "arcp_decision": decision,
-            "arcp_principal": principal,
-            "arcp_session": session_id,
-            "arcp_job": job_id,
-            "arcp_owner": owner,
-        },
-    )

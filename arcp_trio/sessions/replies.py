@@ -54,8 +54,18 @@ class Replies:
             correlation_id=request_id,
         )
 
-    def error(self, error: ARCPError, *, request_id: str | None = None, job_id: str | None = None) -> bytes:
-        """Return the session.error that says ``error``, to one request or to the connection (P12.2)."""
+    def error(
+        self,
+        error: ARCPError,
+        *,
+        request_id: str | None = None,
+        job_id: str | None = None,
+        trace_id: str | None = None,
+    ) -> bytes:
+        """Return the session.error that says ``error``, to one request or to the connection (P12.2).
+
+        What it repeats (``job_id``, ``trace_id``) is the request's own: that a job is not found tells nothing of it.
+        """
         code = error.code if error.code in CORE_CODES else "INTERNAL_ERROR"
         return self.frame(
             "session.error",
@@ -70,6 +80,7 @@ class Replies:
             ),
             request_id=request_id,
             job_id=job_id,
+            trace_id=trace_id,
         )
 
     def error_with_request_id(self, error: ARCPError, request_id: str) -> bytes:

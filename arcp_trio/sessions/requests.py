@@ -8,14 +8,17 @@ with it and changes nothing (P5.5); an error is never answered with an error (P5
 from __future__ import annotations
 
 import logging
-import math
-import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import attrs
 
-from ..jobs.actor import JobActor, JobSpec
+from ..audit import audit
+from ..authority.lease import Lease
+from ..jobs.actor import JobActor
+from ..jobs.credentials import JobCredentials
+from ..jobs.spec import JobSpec, check_lease_size, check_max_runtime
 from ..records import JobRecord
 from ..transports.base import CloseCode
 from ..wire.codec import read_message
@@ -30,7 +33,6 @@ from ..wire.errors import (
     PermissionDeniedError,
 )
 from ..wire.job_messages import (
-    JobAccepted,
     JobCancel,
     JobCancelled,
     JobSubmit,
@@ -40,8 +42,8 @@ from ..wire.job_messages import (
     LeaseConstraints,
     Reply,
 )
-from ..wire.jsontext import encode_json
 from ..wire.session_messages import (
+    CREDENTIALS_FEATURE,
     REPLIES_FEATURE,
     SessionAck,
     SessionBye,
@@ -51,11 +53,15 @@ from ..wire.session_messages import (
     SessionPing,
     SessionPong,
 )
-from .observation import Visibility, audit
+from ..wire.tracecontext import TraceContext
+from ..wire.withheld import Content
+from .acceptance import describe_accepted
+from .observation import Visibility
 from .replies import Replies
 from .retransmissions import Answer
 from .services import SessionServices
 from .session import Session
+from .submission import Submission
 from .subscriptions import subscribe, unsubscribe
 
 __all__ = ["RequestConnection", "RequestHandler"]
@@ -64,8 +70,6 @@ logger = logging.getLogger("arcp_trio.sessions")
 
 _MAX_KEY = 256
 _MAX_REASON = 1_000
-_LEASE_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
 # Messages that only a runtime sends: from a client they ask for nothing.
 _ERRORS = frozenset({"session.error", "job.error"})
@@ -92,12 +96,15 @@ class RequestConnection(Protocol):
 class _CancelReply:
     """Answers one job.cancel; tolerates a session that has left."""
 
-    __slots__ = ("_handler", "_job_id", "_reason", "_request_id")
+    __slots__ = ("_handler", "_job_id", "_reason", "_request_id", "_trace_id")
 
-    def __init__(self, handler: RequestHandler, request_id: str, job_id: str, reason: str | None) -> None:
+    def __init__(
+        self, handler: RequestHandler, request_id: str, job_id: str, trace_id: str, reason: str | None
+    ) -> None:
         self._handler = handler
         self._request_id = request_id
         self._job_id = job_id
+        self._trace_id = trace_id
         # It may wait for the job's end, and be as long as a frame: no more is kept than is sent.
         self._reason = reason[:_MAX_REASON] if reason else None
 
@@ -118,6 +125,7 @@ class _CancelReply:
             ),
             request_id=self._request_id,
             job_id=self._job_id,
+            trace_id=self._trace_id,
             keep=True,
         )
 
@@ -135,6 +143,7 @@ class _CancelReply:
                 ),
                 request_id=self._request_id,
                 job_id=self._job_id,
+                trace_id=self._trace_id,
             )
 
 
@@ -165,14 +174,19 @@ class RequestHandler:
         *,
         request_id: str,
         job_id: str,
-        trace_id: str | None = None,
+        trace_id: str,
         keep: bool = False,
         pause: bool = False,
+        credentials: JobCredentials | None = None,
     ) -> None:
-        """Answer in the stream, so that the answer keeps its place among the job's events."""
+        """Answer in the stream, so that the answer keeps its place among the job's events.
+
+        ``credentials`` stand in it while they are live; it is kept without them.
+        """
         frame = self._replies.frame(frame_type, message, request_id=request_id, job_id=job_id, trace_id=trace_id)
-        self.session.retransmissions.hold(request_id, frame, Answer.RIDER)
-        self.session.ride(frame, keep=keep, pause=pause)
+        content: Content = frame if credentials is None else credentials.put_into(frame)
+        self.session.retransmissions.hold(request_id, content, Answer.RIDER)
+        self.session.ride(content, keep=keep, pause=pause)
 
     def _reply(self, frame: bytes, request_id: str | None) -> None:
         if request_id is not None:
@@ -229,10 +243,10 @@ class RequestHandler:
         if answer is None:
             # What changes nothing may be done again; the answer to all else is in the stream, or still to come.
             return envelope.type not in _REPEATABLE
-        if way is Answer.RIDER:
-            self.session.ride(answer)
-        else:
+        if isinstance(answer, bytes) and way is Answer.REPLY:
             self._connection.reply(answer)
+        else:
+            self.session.ride(answer)
         return True
 
     def _refuse(self, error: ARCPError, envelope: Envelope | None, *, hold: bool) -> bool:
@@ -243,18 +257,46 @@ class RequestHandler:
         # What is well formed and not allowed, or not negotiated, closes nothing (P5.4).
         malformed = isinstance(error, (MalformedFrameError, MalformedPayloadError))
         self._malformed = self._malformed + 1 if malformed else 0
-        dialect = self.session.shape.dialect
-        if dialect.refusals_echo_request_id and request_id is not None:
-            self._reply(self._replies.error_with_request_id(error, request_id), request_id if hold else None)
-        elif dialect.submit_refused_by_job_error and envelope is not None and envelope.type == "job.submit":
+        is_submit = envelope is not None and envelope.type == "job.submit"
+        if envelope is not None and is_submit and self._refuse_behind(error, envelope, hold=hold):
+            pass
+        elif envelope is not None and is_submit and self.session.shape.dialect.submit_refused_by_job_error:
             self._refuse_by_job_error(error, envelope)
         else:
             job_id = envelope.job_id if envelope is not None else None
-            self._reply(self._replies.error(error, request_id=request_id, job_id=job_id), request_id if hold else None)
+            trace_id = envelope.trace_id if envelope is not None else None
+            frame = self._refusal(error, request_id, job_id, trace_id)
+            self._reply(frame, request_id if hold else None)
         if self._malformed >= self._services.limits.malformed_in_a_row:
             self._connection.close(CloseCode.POLICY, f"{self._malformed} frames in a row that are not valid")
             return False
         return True
+
+    def _refusal(self, error: ARCPError, request_id: str | None, job_id: str | None, trace_id: str | None) -> bytes:
+        if self.session.shape.dialect.refusals_echo_request_id and request_id is not None:
+            return self._replies.error_with_request_id(error, request_id)
+        return self._replies.error(error, request_id=request_id, job_id=job_id, trace_id=trace_id)
+
+    def _refuse_behind(self, error: ARCPError, envelope: Envelope, *, hold: bool) -> bool:
+        """Refuse a submit behind those before it that wait; say whether any do, and there is room to."""
+        if not len(self.session.submits):
+            return False
+        refuse = partial(self._refuse_in_stream, envelope, hold=hold)
+        try:
+            self._services.admissions.queue(self.session.submits, partial(refuse, error), refuse, principal=None)
+        except InternalError:
+            return False
+        return True
+
+    def _refuse_in_stream(self, envelope: Envelope, error: ARCPError, *, hold: bool = True) -> None:
+        """Refuse a submit in its place in the stream: the connection that it came over may have gone."""
+        if self.session.shape.dialect.submit_refused_by_job_error:
+            self._refuse_by_job_error(error, envelope)
+            return
+        frame = self._refusal(error, envelope.id, envelope.job_id, envelope.trace_id)
+        if hold:
+            self.session.retransmissions.hold(envelope.id, frame, Answer.RIDER)
+        self.session.ride(frame)
 
     def _refuse_by_job_error(self, error: ARCPError, envelope: Envelope) -> None:
         """Refuse a submit as a job that failed at once, so that the peer's other jobs live (X4)."""
@@ -272,25 +314,26 @@ class RequestHandler:
     # --- job.submit -------------------------------------------------------------------------------
 
     def _submit(self, envelope: Envelope) -> bool:
-        submit = read_message(envelope, JobSubmit)
-        services = self._services
-        spec = self._validate(submit, envelope)
-
-        def accept(actor: JobActor) -> None:
-            # In the stream before the actor's first step: it precedes every event of the job (P7.2).
-            actor.throttle = self.session
-            self.session.follow(actor)
-            self.ride(
-                "job.accepted",
-                self._accepted(actor, envelope.id),
-                request_id=envelope.id,
-                job_id=actor.job_id,
-                trace_id=actor.feed.trace_id,
-                keep=True,
-            )
-
-        services.start_job(spec, accept)
+        spec = self._validate(read_message(envelope, JobSubmit), envelope)
+        Submission(
+            session=self.session,
+            services=self._services,
+            spec=spec,
+            answer=partial(self._accept, envelope.id),
+            refuse=partial(self._refuse_in_stream, envelope),
+        ).begin()
         return True
+
+    def _accept(self, request_id: str, actor: JobActor) -> None:
+        self.ride(
+            "job.accepted",
+            describe_accepted(actor, self.session.shape, request_id=request_id),
+            request_id=request_id,
+            job_id=actor.job_id,
+            trace_id=actor.feed.trace_id,
+            keep=True,
+            credentials=actor.credentials,
+        )
 
     def _validate(self, submit: JobSubmit, envelope: Envelope) -> JobSpec:
         """Check all of a submit before anything exists (P7.1).
@@ -303,25 +346,8 @@ class RequestHandler:
         if "@" in submit.agent and "agent_versions" not in features:
             raise InvalidRequestError("$.payload.agent: name@version needs the feature 'agent_versions'")
         agent = services.agents.resolve(submit.agent, session.inventory.defaults, session.principal.agents)
-        lease = submit.lease_request or {}
-        for namespace, patterns in lease.items():
-            _check_lease(namespace, patterns)
-            feature = _FEATURE_OF_NAMESPACE.get(namespace)
-            if feature is not None and feature not in features:
-                raise InvalidRequestError(
-                    f'$.payload.lease_request."{namespace}": needs the feature {feature!r}, not negotiated'
-                )
-        if lease and len(encode_json(lease)) * 2 > services.limits.send_bytes:
-            # It comes back in job.accepted, which is a frame of ours (P4.4).
-            raise InvalidRequestError("$.payload.lease_request: too large to be granted")
-        expires_at = submit.lease_constraints.expires_at if submit.lease_constraints else None
-        if expires_at is not None and "lease_expires_at" not in features:
-            raise InvalidRequestError(
-                "$.payload.lease_constraints.expires_at: needs the feature 'lease_expires_at', not negotiated"
-            )
-        seconds = submit.max_runtime_sec
-        if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-            raise InvalidRequestError(f"$.payload.max_runtime_sec: expected a positive number, got {seconds!r}")
+        lease = self._read_lease(submit)
+        check_max_runtime(submit.max_runtime_sec, "$.payload.max_runtime_sec")
         if submit.idempotency_key is not None:
             raise InvalidRequestError(
                 "$.payload.idempotency_key: this runtime keeps no keys: a job with one could run twice"
@@ -332,26 +358,51 @@ class RequestHandler:
             input=submit.input,
             principal=session.principal.name,
             owner=session.session_id,
-            trace_id=envelope.trace_id or services.ids.trace(),
-            max_runtime_sec=seconds,
+            trace=self._trace_of(envelope),
+            allowed_agents=session.principal.agents,
+            max_runtime_sec=submit.max_runtime_sec,
             lease=lease,
-            expires_at=expires_at,
         )
 
-    def _accepted(self, actor: JobActor, request_id: str) -> JobAccepted:
-        dialect = self.session.shape.dialect
-        return JobAccepted(
-            job_id=actor.job_id,
-            agent=actor.agent.resolved,
-            lease={name: list(patterns) for name, patterns in actor.lease.items()}
-            if dialect.lease_in_accepted
-            else None,
-            lease_constraints=LeaseConstraints(expires_at=actor.expires_at) if actor.expires_at else None,
-            accepted_at=actor.created_at,
-            trace_id=actor.feed.trace_id,
-            request_id=request_id,
-            reply_to=request_id,
-        )
+    def _trace_of(self, envelope: Envelope) -> TraceContext | None:
+        """Return the operation that asks for a job; ``None`` where the client named no trace."""
+        named = envelope.trace_context
+        if named is not None or envelope.trace_id is None:
+            return named
+        # A trace without an operation of it is all that many clients send. As if it were recorded: by default others
+        # record nothing beneath a parent that is not.
+        return TraceContext(trace_id=envelope.trace_id, span_id=self._services.ids.span())
+
+    def _read_lease(self, submit: JobSubmit) -> Lease:
+        """Read the lease that was asked for, and reduce it to what the principal may have (P6.2, P7.2).
+
+        Raises:
+            InvalidRequestError: It is not valid, needs what was not negotiated, or is too large.
+        """
+        asked = submit.lease_request or {}
+        features, services = self.session.shape.features, self._services
+        for namespace in asked:
+            feature = _FEATURE_OF_NAMESPACE.get(namespace)
+            if feature is not None and feature not in features:
+                raise InvalidRequestError(
+                    f'$.payload.lease_request."{namespace}": needs the feature {feature!r}, not negotiated'
+                )
+        constraints = submit.lease_constraints or LeaseConstraints()
+        if constraints.expires_at is not None and "lease_expires_at" not in features:
+            raise InvalidRequestError(
+                "$.payload.lease_constraints.expires_at: needs the feature 'lease_expires_at', not negotiated"
+            )
+        if constraints.max_budget is not None and "cost.budget" not in features:
+            raise InvalidRequestError(
+                "$.payload.lease_constraints.max_budget: needs the feature 'cost.budget', not negotiated"
+            )
+        now_ms = int(services.clock.seconds() * 1000)
+        lease = Lease.read(asked, constraints.expires_at, now_ms=now_ms, max_budget=constraints.max_budget)
+        ceiling = self.session.principal.ceiling
+        if ceiling is not None:
+            lease = lease.within(ceiling, now_ms=now_ms, open_models=services.open_models)
+        check_lease_size(lease, services.limits, "$.payload.lease_request")
+        return lease
 
     # --- job.cancel -------------------------------------------------------------------------------
 
@@ -362,7 +413,7 @@ class RequestHandler:
         if self.session.session_id not in job.owners:
             self._audit("denied", "cancel", job)
             raise PermissionDeniedError("only the session that submitted a job may cancel it")
-        reply = _CancelReply(self, envelope.id, job.job_id, cancel.reason)
+        reply = _CancelReply(self, envelope.id, job.job_id, job.feed.trace_id, cancel.reason)
         if isinstance(job, JobActor):
             job.request_cancel(reply)
         else:
@@ -418,13 +469,20 @@ class RequestHandler:
                 attrs.evolve(subscribed, request_id=envelope.id, reply_to=envelope.id),
                 request_id=envelope.id,
                 job_id=job.job_id,
-                trace_id=subscribed.trace_id,
+                trace_id=job.feed.trace_id,
                 pause=True,
+                credentials=self._credentials_of(job),
             )
 
         subscribe(self.session, job, request, answer, limit=self._services.limits.subscriptions)
         self._audit("granted", "subscribe", job)
         return True
+
+    def _credentials_of(self, job: JobActor | JobRecord) -> JobCredentials | None:
+        """Return the credentials of a job if this session has submitted it, and may see them (P7.17)."""
+        if not isinstance(job, JobActor) or self.session.session_id not in job.owners:
+            return None
+        return job.credentials if CREDENTIALS_FEATURE in self.session.shape.features else None
 
     def _unsubscribe(self, envelope: Envelope) -> bool:
         request = read_message(envelope, JobUnsubscribe)
@@ -442,8 +500,12 @@ class RequestHandler:
             request_id=envelope.id,
             principal=self.session.principal,
             session_id=self.session.session_id,
+            with_budgets=self.session.shape.takes_budgets,
+            with_credentials=CREDENTIALS_FEATURE in self.session.shape.features,
         )
-        self._reply(self._replies.frame("session.jobs", page, request_id=envelope.id), envelope.id)
+        # One with values in it is not held: it is made anew where it is asked for again.
+        tells = any(entry.credentials is not None for entry in page.jobs)
+        self._reply(self._replies.frame("session.jobs", page, request_id=envelope.id), None if tells else envelope.id)
         return True
 
     def _ping(self, envelope: Envelope) -> bool:
@@ -494,21 +556,3 @@ class RequestHandler:
         "session.hello": _second_hello,
         "session.resume": _second_hello,
     }
-
-
-def _check_lease(namespace: str, patterns: tuple[str, ...]) -> None:
-    """Check one grant of a lease request (P9.1).
-
-    Raises:
-        InvalidRequestError: The namespace is not a name, or its patterns are not.
-    """
-    if not _LEASE_NAMESPACE.fullmatch(namespace):
-        raise InvalidRequestError(
-            f"$.payload.lease_request: a namespace is dot-separated lower-case names, got {namespace[:50]!r}"
-        )
-    path = f'$.payload.lease_request."{namespace[:50]}"'
-    if not patterns:
-        raise InvalidRequestError(f"{path}: expected at least one pattern")
-    for index, pattern in enumerate(patterns):
-        if not pattern or _CONTROL_CHARACTER.search(pattern):
-            raise InvalidRequestError(f"{path}[{index}]: expected text without control characters")

@@ -8,6 +8,7 @@ from enum import Enum
 import attrs
 
 from ..wire.errors import InvalidRequestError
+from ..wire.withheld import Content
 
 __all__ = ["Answer", "Retransmissions"]
 
@@ -25,7 +26,7 @@ class Answer(Enum):
 @attrs.define
 class _Message:
     content: int
-    reply: bytes | None = None
+    reply: Content | None = None
     way: Answer = Answer.REPLY
 
 
@@ -47,7 +48,7 @@ class Retransmissions:
         self._answered: OrderedDict[str, _Message] = OrderedDict()
         self._held_bytes = 0
 
-    def recognise(self, message_id: str, text: bytes | str) -> tuple[bytes | None, Answer] | None:
+    def recognise(self, message_id: str, text: bytes | str) -> tuple[Content | None, Answer] | None:
         """Remember a message; for one that came before, return its answer (``None`` where it is not held) and its way.
 
         Raises:
@@ -65,7 +66,7 @@ class Retransmissions:
             raise InvalidRequestError("$.id: was used before, for another message")
         return message.reply, message.way
 
-    def hold(self, message_id: str, reply: bytes, way: Answer) -> None:
+    def hold(self, message_id: str, reply: Content, way: Answer) -> None:
         """Hold the answer to a message that is remembered."""
         message = self._messages.get(message_id)
         if message is None or len(reply) > _MAX_HELD_REPLY:

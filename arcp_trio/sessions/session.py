@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import trio
 
 from ..jobs.actor import JobActor
+from ..jobs.admission import Line
 from ..jobs.agents import Inventory
 from ..jobs.feed import Entry, JobFeed, Shape
 from ..limits import Limits
@@ -23,17 +25,31 @@ from ..wire.codec import encode_payload
 from ..wire.envelope import encode_tail
 from ..wire.errors import InternalError
 from ..wire.events import BACK_PRESSURE, Status
+from ..wire.ids import IdFactory
+from ..wire.session_messages import CREDENTIALS_FEATURE
 from ..wire.timestamps import WallClock
+from ..wire.tracecontext import TraceContext
+from ..wire.withheld import Content
+from .acceptance import describe_accepted
 from .auth import Principal
+from .replies import Replies
 from .retransmissions import Retransmissions
 from .stream import SessionStream, StreamBounds, WindowTotal
 from .tokens import ResumeTokens
+
+if TYPE_CHECKING:
+    from ..spans import Spans
 
 __all__ = ["Session", "SessionConnection", "SessionParts"]
 
 
 class SessionConnection(Protocol):
     """What a session asks of its connection. Synchronous; never fails."""
+
+    @property
+    def private(self) -> bool:
+        """Whether nobody on the way can read it."""
+        ...
 
     def wake(self) -> None:
         """The stream has something to send."""
@@ -50,6 +66,8 @@ class SessionParts:
     """What all sessions of a runtime share.
 
     Attributes:
+        ids: Where the ids of their frames come from.
+        spans: Starts their spans; ``None`` where there is no OpenTelemetry.
         total: The bytes of all their windows.
         relieve: Makes room in it, at the cost of those who have most of it.
         attached: Is told of a session that has a connection from now on.
@@ -58,8 +76,10 @@ class SessionParts:
     """
 
     limits: Limits
+    ids: IdFactory
     clock: WallClock
     timers: Timers
+    spans: Spans | None
     total: WindowTotal
     relieve: Callable[[WindowTotal], None]
     attached: Callable[[Session], None]
@@ -73,6 +93,15 @@ class _Waiting:
 
     feed: JobFeed
     do: Callable[[bool], None]
+
+
+@attrs.define(eq=False)
+class _Joining:
+    """A delegated job whose feed is still to join."""
+
+    child: JobActor
+    # For its history, behind the submits that it had to wait for.
+    waits_for_room: bool = False
 
 
 class Session:
@@ -89,10 +118,18 @@ class Session:
         stream: What its client has still to be told, and may ask for again.
         tokens: Who may resume it.
         retransmissions: What it was asked lately (P5.7).
+        submits: Its submits that wait to be accepted, in their order.
     """
 
     def __init__(
-        self, session_id: str, *, principal: Principal, shape: Shape, inventory: Inventory, parts: SessionParts
+        self,
+        session_id: str,
+        *,
+        principal: Principal,
+        shape: Shape,
+        inventory: Inventory,
+        parts: SessionParts,
+        trace: TraceContext | None = None,
     ) -> None:
         limits = parts.limits
         self.session_id = session_id
@@ -109,17 +146,22 @@ class Session:
         self.stream = SessionStream(session_id, bounds, parts.total)
         self.tokens = ResumeTokens()
         self.retransmissions = Retransmissions(limits.remembered_messages, limits.remembered_bytes)
+        self.submits = Line(self.submit_begins, self.submit_answered)
         self._parts = parts
         self._limits = limits
         self._connection: SessionConnection | None = None
         self._followed: dict[JobFeed, JobActor] = {}
         # Subscriptions that wait until their histories have room, oldest first.
         self._waiting: deque[_Waiting] = deque()
+        # Delegated jobs of its own that it was not told of yet, oldest first.
+        self._joining: dict[JobFeed, _Joining] = {}
+        self._submits = 0
         self._open = True
         self._window: Timer | None = None
         self._pause: Timer | None = None
         self._room = trio.Event()
         self._throttle_until: float | None = None
+        self._span = None if parts.spans is None else parts.spans.start_session(session_id, trace)
 
     def __repr__(self) -> str:
         return f"<Session {self.session_id} of {self.principal.name!r}>"
@@ -170,7 +212,7 @@ class Session:
         self._connection = None
         self.end_pause()
         self._end_throttling()
-        if not self._followed and not self._waiting and not self.stream.kept_events:
+        if not (self._followed or self._waiting or self._joining or self._submits or self.stream.kept_events):
             self.close()
             return
         self._window = self._parts.timers.call_at(trio.current_time() + self._limits.resume_seconds, self.close)
@@ -191,10 +233,17 @@ class Session:
                 actor.throttle = None
         self._followed.clear()
         self._waiting.clear()
+        self._joining.clear()
         self.end_pause()
         self.stream.clear()
         self._end_throttling()
+        self.end_span()
         self._parts.ended(self)
+
+    def end_span(self) -> None:
+        """Say that the session is over, or that its runtime is. Twice is once."""
+        if self._span is not None:
+            self._span.end()
 
     def give_way(self) -> None:
         """Make room for others: what was sent goes first, by halves, then the connection, then the session."""
@@ -239,15 +288,19 @@ class Session:
         Raises:
             InternalError: Too many wait already, the limit waiting_subscribes.
         """
-        if not self._waiting and self._has_room(feed):
-            do(True)
-            return
-        if len(self._waiting) >= self._limits.waiting_subscribes:
+        has_to_wait = bool(self._waiting) or not self._has_room(feed)
+        if has_to_wait and len(self._waiting) >= self._limits.waiting_subscribes:
             raise InternalError(
                 "more subscriptions wait for their histories than the limit waiting_subscribes",
                 details={"limit": "waiting_subscribes", "value": self._limits.waiting_subscribes},
             )
-        self._waiting.append(_Waiting(feed, do))
+        self._do_when_room(feed, do)
+
+    def _do_when_room(self, feed: JobFeed, do: Callable[[bool], None]) -> None:
+        if not self._waiting and self._has_room(feed):
+            do(True)
+        else:
+            self._waiting.append(_Waiting(feed, do))
 
     def _has_room(self, feed: JobFeed) -> bool:
         # As the history is now: it may have grown while its subscription waited. One of its largest size goes when
@@ -258,7 +311,74 @@ class Session:
             and (stream.unsent_bytes + history.size) * 4 <= self._limits.window_bytes
         )
 
-    def ride(self, frame: bytes, *, keep: bool = False, pause: bool = False) -> None:
+    # --- what the jobs that it submitted delegate -----------------------------------------------------
+
+    @property
+    def submits_outstanding(self) -> int:
+        """How many submits wait for their answers."""
+        return self._submits
+
+    def submit_begins(self) -> None:
+        """Take note of a submit that will be answered later: until then it is told of no child.
+
+        Several peers take an acceptance that they have not asked for as the answer to their own submit (interop.md,
+        section 3.16).
+        """
+        self._submits += 1
+
+    def submit_answered(self) -> None:
+        """Take note that the answer to a submit is in the stream, or with the connection; children may join now."""
+        self._submits -= 1
+        if self._submits:
+            return
+        for joining in list(self._joining.values()):
+            if not joining.waits_for_room:
+                joining.waits_for_room = True
+                self._do_when_room(joining.child.feed, partial(self._join_child, joining.child.feed))
+
+    def child_started(self, child: JobActor) -> None:
+        """Follow a child of a job that this session submitted: its whole feed joins, behind its acceptance (P10.1).
+
+        At once, or when no submit is outstanding any more; then its history comes first, as far as that reaches back.
+        Who has only subscribed to the parent is no owner of either.
+        """
+        if self.session_id not in child.owners:
+            return
+        waits = self._submits > 0 and len(self._joining) < self._limits.waiting_children
+        self._joining[child.feed] = _Joining(child)
+        if not waits:
+            self._join_child(child.feed)
+
+    def drop_joining(self, feed: JobFeed) -> None:
+        """Let a subscription take the place of a child's joining: its client knows the job and has asked for it."""
+        if self._joining.pop(feed, None) is not None:
+            self._waiting = deque(each for each in self._waiting if each.feed is not feed)
+
+    def _join_child(self, feed: JobFeed, joins: bool = True) -> None:  # noqa: FBT001, FBT002  # as one that waited for room
+        joining = self._joining.pop(feed, None)
+        if joining is None or not joins:
+            return
+        child = joining.child
+        replies = Replies(self.session_id, self._parts.ids, self._parts.clock)
+        accepted = describe_accepted(child, self.shape)
+        frame = replies.frame("job.accepted", accepted, job_id=child.job_id, trace_id=feed.trace_id)
+        content: Content = frame
+        if child.credentials is not None and CREDENTIALS_FEATURE in self.shape.features:
+            child.credentials.confide(self)
+            content = child.credentials.put_into(frame)
+        # Its terminal event comes behind it, now or later.
+        self.ride(content, keep=True)
+        for entry in feed.history.after(0):
+            self.append(entry, feed)
+        if feed.terminal is None:
+            self.follow(child)
+        else:
+            self.append(feed.terminal, feed)
+            feed.terminal.forget_tails()
+
+    # --- as a follower ------------------------------------------------------------------------------
+
+    def ride(self, frame: Content, *, keep: bool = False, pause: bool = False) -> None:
         """Append a frame without a number, in its place among the events.
 
         Args:
@@ -271,19 +391,21 @@ class Session:
             self.stream.append_rider(frame, keep=keep, pause=pause)
             self._appended()
 
-    # --- as a follower ------------------------------------------------------------------------------
-
     def append(self, entry: Entry, feed: JobFeed) -> None:
         """Number an entry, unless it needs a feature that was not negotiated (P6.4)."""
         if not self._open or (entry.feature is not None and entry.feature not in self.shape.features):
             return
         tail = entry.tail_for(self.shape)
+        if self.stream.append_calmly(tail):
+            if self._connection is not None:
+                self._connection.wake()
+            return
         if self._connection is not None and not feed.closed and self.stream.begins_to_lag(len(tail)):
             self.stream.append(self._lag_notice(feed))
         self.stream.append(tail)
         self._appended()
 
-    def append_own(self, tail: bytes) -> None:
+    def append_own(self, tail: Content) -> None:
         """Number a frame that is for this session alone."""
         if self._open:
             self.stream.append(tail)

@@ -15,6 +15,9 @@ reference to bytes that all followers of the job share.
 What was taken stays until it is acknowledged or the window's bounds push it out, oldest first; then the *floor*
 rises, and a resume from below it is refused: never a silent gap (P6.10). :meth:`SessionStream.rewind` puts what a
 client has not seen back in front of what is unsent.
+
+Of a frame with a secret in it only the rest is kept (:mod:`arcp_trio.wire.withheld`); the secret is filled in each time
+it is taken, as long as it may be told.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from collections import deque
 
 import attrs
 
-from ..wire.envelope import splice_envelope
-from ..wire.ids import event_id_stem, numbered_event_id
+from ..wire.envelope import EnvelopeSplicer
+from ..wire.withheld import Content, Withheld
 
 __all__ = ["SessionStream", "StreamBounds", "WindowTotal"]
 
@@ -65,7 +68,7 @@ _NUMBERED, _KEPT, _PASSING, _PAUSING = range(4)
 
 # Its number, for a rider that of the numbered entry which it stands before; a tail, or a rider's whole frame; what
 # it is. A tuple and no class: one is made for every event and every session that follows it.
-_Entry = tuple[int, bytes, int]
+_Entry = tuple[int, Content, int]
 
 
 class SessionStream:
@@ -88,14 +91,15 @@ class SessionStream:
 
     __slots__ = (
         "_bounds",
+        "_calm_bytes",
+        "_calm_events",
         "_lag_told",
         "_replay_bytes",
         "_replay_events",
         "_sent",
         "_sent_bytes",
         "_sent_events",
-        "_session_id",
-        "_stem",
+        "_splice",
         "_total",
         "_unacked_told",
         "_unsent",
@@ -109,10 +113,12 @@ class SessionStream:
     )
 
     def __init__(self, session_id: str, bounds: StreamBounds, total: WindowTotal) -> None:
-        self._session_id = session_id
         self._bounds = bounds
         self._total = total
-        self._stem = event_id_stem(session_id)
+        self._splice = EnvelopeSplicer(session_id).splice
+        # As much unsent as neither a lag begins with nor a connection ends by.
+        self._calm_events = min(bounds.lag_events, bounds.window_events // 2)
+        self._calm_bytes = min(bounds.lag_bytes, bounds.window_bytes // 2)
         self._sent: deque[_Entry] = deque()
         self._sent_events = 0
         self._sent_bytes = 0
@@ -152,13 +158,48 @@ class SessionStream:
 
     # --- what comes in ------------------------------------------------------------------------------
 
-    def append(self, tail: bytes) -> int:
+    def append(self, tail: Content) -> int:
         """Give the next number to a frame whose shared part is ``tail``; return the number."""
         self.last_seq += 1
         self._push(self.last_seq, tail, _NUMBERED)
         return self.last_seq
 
-    def append_rider(self, frame: bytes, *, keep: bool, pause: bool = False) -> None:
+    def append_calmly(self, tail: Content) -> bool:
+        """Append as :meth:`append` does, where none of the bounds asks for anything to be said or closed by that.
+
+        What :meth:`begins_to_lag`, :meth:`append` and :meth:`shed` come to nearly always, at a fraction of their cost:
+        it is asked for every event and every session that follows it. Lags and overflows are told from what is unsent
+        in all, with the replay of a new connection in it, so it may say no where they do not.
+
+        Returns:
+            Whether it was appended. If not, nothing has changed.
+        """
+        size = len(tail)
+        events = self.unsent_events + 1
+        unsent = self.unsent_bytes + size
+        total = self._total
+        bounds = self._bounds
+        if (
+            events > self._calm_events
+            or unsent > self._calm_bytes
+            or total.used + size > total.limit
+            or (
+                bounds.unacked_events is not None
+                and self.told - self.acked >= bounds.unacked_events
+                and not self._unacked_told
+            )
+        ):
+            return False
+        self.last_seq = seq = self.last_seq + 1
+        self._unsent.append((seq, tail, _NUMBERED))
+        self.unsent_events = events
+        self.unsent_bytes = unsent
+        total.used += size
+        if self._sent_events + events > bounds.window_events or self._sent_bytes + unsent > bounds.window_bytes:
+            self.shed()
+        return True
+
+    def append_rider(self, frame: Content, *, keep: bool, pause: bool = False) -> None:
         """Append a whole frame that has no number.
 
         Args:
@@ -169,7 +210,7 @@ class SessionStream:
         """
         self._push(self.last_seq + 1, frame, _KEPT if keep else _PAUSING if pause else _PASSING)
 
-    def _push(self, seq: int, content: bytes, kind: int) -> None:
+    def _push(self, seq: int, content: Content, kind: int) -> None:
         self._unsent.append((seq, content, kind))
         self.unsent_events += 1
         self.unsent_bytes += len(content)
@@ -181,8 +222,9 @@ class SessionStream:
         """Take the oldest frames: no more once ``limit`` bytes are reached, and nothing while :attr:`paused`."""
         frames: list[bytes] = []
         size = 0
-        while self._unsent and size < limit and not self.paused:
-            entry = self._unsent.popleft()
+        unsent, sent, splice = self._unsent, self._sent, self._splice
+        while unsent and size < limit and not self.paused:
+            entry = unsent.popleft()
             seq, content, kind = entry
             length = len(content)
             self.unsent_events -= 1
@@ -190,16 +232,20 @@ class SessionStream:
             if self._replay_events:
                 self._replay_events -= 1
                 self._replay_bytes -= length
-            if kind >= _PASSING:
+            if isinstance(content, Withheld):
+                content = content.write()
+            if kind == _NUMBERED:
+                sent.append(entry)
+                self._sent_bytes += length
+                self._sent_events += 1
+                self.told = seq
+                content = splice(seq, content)
+            elif kind == _KEPT:
+                sent.append(entry)
+                self._sent_bytes += length
+            else:
                 self._total.used -= length
                 self.paused = kind == _PAUSING
-            else:
-                self._sent.append(entry)
-                self._sent_bytes += length
-            if kind == _NUMBERED:
-                self.told = seq
-                self._sent_events += 1
-                content = splice_envelope(self._session_id, numbered_event_id(self._stem, seq), seq, content)
             frames.append(content)
             size += len(content)
         self._look_at_lag()
@@ -270,7 +316,11 @@ class SessionStream:
     @property
     def lags(self) -> bool:
         """Whether so much is unsent that the client is told, and its own agents wait."""
-        return self.lag_events > self._bounds.lag_events or self.lag_bytes > self._bounds.lag_bytes
+        bounds = self._bounds
+        # Without the replay first: it is asked before every event, and then nearly always that is enough.
+        if self.unsent_events <= bounds.lag_events and self.unsent_bytes <= bounds.lag_bytes:
+            return False
+        return self.lag_events > bounds.lag_events or self.lag_bytes > bounds.lag_bytes
 
     @property
     def is_drained(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..authority.budget import to_numbers
 from ..jobs.actor import JobActor
 from ..records import JobRecord
 from ..wire.errors import InternalError, InvalidRequestError
@@ -48,6 +49,7 @@ def subscribe(
             f"this session follows {follows} jobs, the limit subscriptions",
             details={"limit": "subscriptions", "value": limit},
         )
+    session.drop_joining(job.feed)
     if request.history and len(job.feed.history):
         session.when_room(job.feed, lambda joins: _join(session, job, after, answer, joins=joins))
     else:
@@ -77,8 +79,10 @@ def _join(
             job_id=feed.job_id,
             current_status=job.status,
             agent=job.agent.resolved if isinstance(job, JobActor) else job.agent,
-            lease={name: list(patterns) for name, patterns in job.lease.items()},
-            lease_constraints=LeaseConstraints(expires_at=job.expires_at) if job.expires_at else None,
+            lease={name: list(patterns) for name, patterns in job.lease.grants.items()},
+            lease_constraints=LeaseConstraints(expires_at=job.lease.expires_at) if job.lease.expires_at else None,
+            budget=to_numbers(job.budget) if session.shape.takes_budgets else None,
+            parent_job_id=job.parent_job_id,
             trace_id=feed.trace_id,
             subscribed_from=feed.job_seq,
             replayed=replays,

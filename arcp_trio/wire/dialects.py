@@ -23,7 +23,7 @@ class Dialect:
 
     Attributes:
         name: How it is chosen by hand (``compat=``).
-        budget_in_accepted: Whether job.accepted may carry ``budget`` as numbers (X1).
+        budget_as_numbers: Whether it takes a ``budget``, which is written as numbers (X1).
         outcome_in_final_status: Whether job.error may say ``cancelled`` or ``timed_out``; else it says
             ``error`` and the code alone tells (X2).
         lease_in_accepted: Whether job.accepted may carry ``lease`` as a map (X3).
@@ -36,7 +36,7 @@ class Dialect:
     """
 
     name: str
-    budget_in_accepted: bool = True
+    budget_as_numbers: bool = True
     outcome_in_final_status: bool = True
     lease_in_accepted: bool = True
     submit_refused_by_job_error: bool = False
@@ -53,7 +53,7 @@ DIALECTS: Mapping[str, Dialect] = {
         SPEC,
         Dialect(
             name="python",
-            budget_in_accepted=False,
+            budget_as_numbers=False,
             outcome_in_final_status=False,
             core_codes_only=True,
             seconds_after_subscribed=0.02,

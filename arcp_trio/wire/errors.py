@@ -22,7 +22,8 @@
     │   └── MessageTooLargeError        a message over the frame limit
     ├── UnauthenticatedError            UNAUTHENTICATED
     └── InternalError                   INTERNAL_ERROR
-        └── ConnectionLostError         the connection ended before the answer came
+        ├── ConnectionLostError         the connection ended before the answer came
+        └── StoreUnavailableError       what is said or asked for cannot be written down just now
 
 A class stands for a code (spec section 12, P12.1); an :class:`ARCPError` itself carries a code that
 this package does not know, for example an agent's own.
@@ -55,10 +56,12 @@ __all__ = [
     "MessageTooLargeError",
     "PermissionDeniedError",
     "ResumeWindowExpiredError",
+    "StoreUnavailableError",
     "UnauthenticatedError",
     "error_class",
     "error_from_wire",
     "sendable_retryable",
+    "shown_value",
 ]
 
 
@@ -221,6 +224,13 @@ class ConnectionLostError(InternalError):
     """The connection ended before the answer came; whether the request was carried out is unknown."""
 
 
+class StoreUnavailableError(InternalError):
+    """The runtime's store cannot write or read just now: nothing was done, and the same may succeed later.
+
+    An agent gets it from an emission, a client for a submit.
+    """
+
+
 _CLASSES: dict[str, type[ARCPError]] = {
     cls.default_code: cls
     for cls in (
@@ -251,6 +261,7 @@ _ALIASES = {"INTERNAL": "INTERNAL_ERROR"}
 # P12.1: these are forced on our wire whatever was raised.
 _NEVER_RETRYABLE = frozenset({"LEASE_EXPIRED", "BUDGET_EXHAUSTED"})
 _ALWAYS_RETRYABLE = frozenset({"INTERNAL_ERROR"})
+_LONG_BITS = 128
 
 
 def error_class(code: str) -> type[ARCPError]:
@@ -277,3 +288,10 @@ def sendable_retryable(code: str, retryable: bool) -> bool:  # noqa: FBT001  # i
     if code in _NEVER_RETRYABLE:
         return False
     return retryable or code in _ALWAYS_RETRYABLE
+
+
+def shown_value(value: object) -> str:
+    """Return a value for an error message: at most 60 characters, and no huge integer is written out for them."""
+    if isinstance(value, int) and value.bit_length() > _LONG_BITS:
+        return f"an integer of {value.bit_length()} bits"
+    return f"{value!r:.60}"

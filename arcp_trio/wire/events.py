@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import attrs
 
-from .errors import InvalidRequestError
-from .jsontext import JSONValue
+from .errors import InvalidRequestError, MessageTooLargeError, shown_value
+from .jsontext import JSONValue, encode_json
 
 __all__ = [
     "BACK_PRESSURE",
+    "CREDENTIAL_ROTATED",
+    "ENCODED_KINDS",
     "EVENT_BODIES",
     "ArtifactRef",
     "Delegate",
@@ -34,12 +37,17 @@ __all__ = [
     "check_phase",
     "check_progress",
     "check_vendor_kind",
+    "encode_body",
+    "is_cost",
 ]
 
 LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "error", "critical", "fatal")
 BACK_PRESSURE = "back_pressure"
-RUNTIME_PHASES = frozenset({BACK_PRESSURE, "credential_rotated"})
+CREDENTIAL_ROTATED = "credential_rotated"
+RUNTIME_PHASES = frozenset({BACK_PRESSURE, CREDENTIAL_ROTATED})
 RUNTIME_METRIC = "cost.budget.remaining"
+# What stands around a body in its frame, generously.
+_FRAME_OVERHEAD = 1024
 
 
 @attrs.frozen(kw_only=True)
@@ -160,14 +168,24 @@ EVENT_BODIES: Mapping[str, type[Any]] = {
     "result_chunk": ResultChunk,
 }
 """The ten kinds of section 8.2."""
+ENCODED_KINDS: Mapping[str, bytes] = {kind: encode_json(kind) for kind in EVENT_BODIES}
+"""The same as JSON: encoding one anew was a tenth of the cost of an event."""
+
+
+def _is_finite(value: float | Decimal) -> bool:
+    if isinstance(value, Decimal):
+        # As a number on the wire it is read as a double.
+        return value.is_finite() and math.isfinite(float(value))
+    # An int is; and it may be larger than a double.
+    return isinstance(value, int) or math.isfinite(value)
 
 
 def _check_number(value: object, path: str, *, minimum: float | None = None) -> None:
     # bool is an int to Python and nobody else (P5.6).
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InvalidRequestError(f"$.body.{path}: expected a finite number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or not _is_finite(value):
+        raise InvalidRequestError(f"$.body.{path}: expected a finite number, got {shown_value(value)}")
     if minimum is not None and value < minimum:
-        raise InvalidRequestError(f"$.body.{path}: expected at least {minimum:g}, got {value!r}")
+        raise InvalidRequestError(f"$.body.{path}: expected at least {minimum:g}, got {shown_value(value)}")
 
 
 def check_progress(current: float, total: float | None) -> None:
@@ -180,10 +198,17 @@ def check_progress(current: float, total: float | None) -> None:
     if total is not None:
         _check_number(total, "total", minimum=0)
         if current > total:
-            raise InvalidRequestError(f"$.body.current: {current!r} is greater than total, {total!r}")
+            raise InvalidRequestError(
+                f"$.body.current: {shown_value(current)} is greater than total, {shown_value(total)}"
+            )
 
 
-def check_metric(name: str, value: float) -> None:
+def is_cost(name: str) -> bool:
+    """Say whether a metric of that name is a cost: one that tells of a budget is none (section 9.6)."""
+    return name.startswith("cost.") and not f"{name}.".startswith("cost.budget.")
+
+
+def check_metric(name: str, value: float | Decimal) -> None:
     """Check a metric event of an agent.
 
     Raises:
@@ -215,3 +240,23 @@ def check_vendor_kind(kind: str) -> None:
     """
     if not kind.startswith("x-") or kind == "x-":
         raise InvalidRequestError(f"$.kind: a vendor's kind begins with 'x-', got {kind!r}")
+
+
+def encode_body(body: Mapping[str, JSONValue], send_bytes: int) -> bytes:
+    """Return a body as JSON that fits its frame.
+
+    Args:
+        body: A JSON object.
+        send_bytes: The largest frame that is sent, in bytes.
+
+    Raises:
+        InvalidRequestError: It is not JSON (P8.1).
+        MessageTooLargeError: It is too large (P4.4).
+    """
+    try:
+        encoded = encode_json(body, within=2)
+    except ValueError as exc:
+        raise InvalidRequestError(f"$.body: {exc}") from None
+    if len(encoded) + _FRAME_OVERHEAD > send_bytes:
+        raise MessageTooLargeError(f"$.body: {len(encoded)} bytes; a frame has at most {send_bytes}")
+    return encoded

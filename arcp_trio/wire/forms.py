@@ -16,6 +16,13 @@ __all__ = ["READERS"]
 
 Payload = dict[str, JSONValue]
 
+# A capability that is only named, and not bounded: all of its namespace. Paths and URLs have no pattern ``*``.
+_EVERYTHING: Mapping[str, list[JSONValue]] = {
+    "fs.read": ["/**"],
+    "fs.write": ["/**"],
+    "net.fetch": ["http://*/**", "https://*/**"],
+}
+
 
 def _read_hello(envelope: Envelope) -> Payload:
     """Take a client's name and a resume wherever they stand (D6, D18)."""
@@ -50,7 +57,7 @@ def _read_resume(envelope: Envelope) -> Payload:
 
 
 def _read_submit(envelope: Envelope) -> Payload:
-    """Translate a list of capabilities and an ``expires_at`` inside the lease (D27)."""
+    """Translate a list of capabilities, an ``expires_at`` inside the lease (D27), and one amount for a list of them."""
     payload = dict(envelope.payload)
     lease = payload.get("lease_request")
     if isinstance(lease, dict) and ("capabilities" in lease or isinstance(lease.get("expires_at"), str)):
@@ -58,7 +65,7 @@ def _read_submit(envelope: Envelope) -> Payload:
         names = lease.pop("capabilities", None)
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             for name in names:
-                lease.setdefault(name, ["*"])
+                lease.setdefault(name, _EVERYTHING.get(name, ["*"]))
         elif names is not None:
             lease["capabilities"] = names
         if isinstance(lease.get("expires_at"), str):
@@ -69,6 +76,9 @@ def _read_submit(envelope: Envelope) -> Payload:
             elif isinstance(constraints, dict) and constraints.get("expires_at") is None:
                 payload["lease_constraints"] = {**constraints, "expires_at": expires_at}
         payload["lease_request"] = lease
+    constraints = payload.get("lease_constraints")
+    if isinstance(constraints, dict) and isinstance(constraints.get("max_budget"), str):
+        payload["lease_constraints"] = {**constraints, "max_budget": [constraints["max_budget"]]}
     return payload
 
 

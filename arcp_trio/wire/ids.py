@@ -11,11 +11,15 @@ import time
 from collections.abc import Callable
 from hashlib import blake2b
 
-__all__ = ["IdFactory", "event_id_stem", "numbered_event_id"]
+__all__ = ["EVENT_ID_ENDS", "EVENT_ID_PAGE_BITS", "IdFactory", "event_id_stem", "numbered_event_id"]
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 # Two characters (ten bits) a look-up: a ULID is 13 look-ups instead of 26 shifts.
 _PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
+EVENT_ID_PAGE_BITS = 10
+EVENT_ID_ENDS = tuple(pair.encode() for pair in _PAIRS)
+"""What the ids of numbered frames end with, by the low :data:`EVENT_ID_PAGE_BITS` bits of their numbers."""
+
 _RANDOM_BITS = 80
 _ULID_LENGTH = 26
 
@@ -40,7 +44,7 @@ class IdFactory:
     also when the wall clock steps back.
     """
 
-    __slots__ = ("_last_ms", "_now_ms", "_random", "_random_bits")
+    __slots__ = ("_before", "_last_ms", "_now_ms", "_page", "_random", "_random_bits")
 
     def __init__(
         self,
@@ -52,6 +56,9 @@ class IdFactory:
         self._random_bits = random_bits
         self._last_ms = -1
         self._random = 0
+        # What all ids of this millisecond have in front of their last pair, as long as counting up does not reach it.
+        self._page = -1
+        self._before = ""
 
     def ulid(self) -> str:
         """Return a new ULID, greater than all before it from this factory."""
@@ -60,9 +67,14 @@ class IdFactory:
             self._last_ms = now
             # The top bit stays free, so that counting up cannot overflow into the time.
             self._random = self._random_bits(_RANDOM_BITS - 1)
+            self._page = -1
         else:
             self._random += 1
-        return _encode(self._last_ms, 5) + _encode(self._random, 8)
+        page = self._random >> 10
+        if page != self._page:
+            self._page = page
+            self._before = _encode(self._last_ms, 5) + _encode(page, 7)
+        return self._before + _PAIRS[self._random & 1023]
 
     def message(self) -> str:
         """Return an envelope's id."""
@@ -84,9 +96,21 @@ class IdFactory:
         """Return the id of a tool call."""
         return "call_" + self.ulid()
 
+    def credential(self) -> str:
+        """Return the id of a provisioned credential."""
+        return "cred_" + self.ulid()
+
+    def delegation(self) -> str:
+        """Return the id of a delegation."""
+        return "del_" + self.ulid()
+
     def trace(self) -> str:
         """Return a W3C trace id: 32 lower-case hex digits, not all zero (P5.8)."""
         return f"{self._random_bits(128) or 1:032x}"
+
+    def span(self) -> str:
+        """Return the id of an operation in a trace: 16 lower-case hex digits, not all zero."""
+        return f"{self._random_bits(64) or 1:016x}"
 
 
 def event_id_stem(session_id: str) -> str:
@@ -104,9 +128,4 @@ def event_id_stem(session_id: str) -> str:
 
 def numbered_event_id(stem: str, event_seq: int) -> str:
     """Return the id of the frame ``event_seq`` (less than 2**50) of the session with that stem."""
-    # As _encode does, without its list: this is done for every event and every session that follows it.
-    pairs = _PAIRS
-    return (
-        f"{stem}{pairs[event_seq >> 40 & 1023]}{pairs[event_seq >> 30 & 1023]}{pairs[event_seq >> 20 & 1023]}"
-        f"{pairs[event_seq >> 10 & 1023]}{pairs[event_seq & 1023]}"
-    )
+    return stem + _encode(event_seq, 5)

@@ -24,9 +24,13 @@ __all__ = [
 
 @attrs.frozen(kw_only=True)
 class LeaseConstraints:
-    """What bounds a whole lease (section 9.5)."""
+    """What bounds a whole lease (section 9.5).
+
+    ``max_budget`` is one peer's own: amounts as in ``cost.budget``, which the budget may not exceed (B13).
+    """
 
     expires_at: str | None = None
+    max_budget: tuple[str, ...] | None = None
 
 
 @attrs.frozen(kw_only=True)

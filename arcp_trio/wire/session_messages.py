@@ -12,6 +12,7 @@ import attrs
 from .jsontext import JSONValue
 
 __all__ = [
+    "CREDENTIALS_FEATURE",
     "FEATURES",
     "REPLIES_FEATURE",
     "AgentInventory",
@@ -42,6 +43,8 @@ REPLIES_FEATURE = "x-arcp-trio.replies"
 """Our own feature: a late cancel is answered by ``x-arcp-trio.reply`` instead of silence (P7.14), and the end
 of a resume's replay is marked by ``x-arcp-trio.replayed``."""
 
+CREDENTIALS_FEATURE = "provisioned_credentials"
+
 FEATURES = frozenset(
     {
         "heartbeat",
@@ -51,7 +54,7 @@ FEATURES = frozenset(
         "lease_expires_at",
         "cost.budget",
         "model.use",
-        "provisioned_credentials",
+        CREDENTIALS_FEATURE,
         "progress",
         "result_chunk",
         "agent_versions",
@@ -228,6 +231,7 @@ class SessionJobsEntry:
     accepted_at: str | None = None
     trace_id: str | None = None
     last_event_seq: int | None = None
+    credentials: tuple[dict[str, JSONValue], ...] | None = attrs.field(default=None, repr=False)
 
 
 @attrs.frozen(kw_only=True)

@@ -6,10 +6,11 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 __all__ = ["WallClock", "format_timestamp", "parse_timestamp"]
 
-_TIMESTAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d+))?Z", re.ASCII)
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\d)(?:\.(\d+))?Z", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -32,10 +33,14 @@ def parse_timestamp(text: str) -> int:
     match = _TIMESTAMP.fullmatch(text)
     if match is None:
         raise ValueError("expected a time like 2026-05-13T19:42:13.000Z")
-    *fields, fraction = match.groups()
-    year, month, day, hour, minute, second = map(int, fields)
-    moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
-    return (moment - _EPOCH) // timedelta(milliseconds=1) + int(((fraction or "") + "000")[:3])
+    whole, fraction = match.groups()
+    return _parse_second(whole) + int(((fraction or "") + "000")[:3])
+
+
+@lru_cache(maxsize=256)
+def _parse_second(text: str) -> int:
+    """Return what a time without decimals says, in milliseconds; most times are of a second that was asked for."""
+    return (datetime.fromisoformat(text).replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
 
 
 class WallClock:

@@ -59,17 +59,6 @@ EMISSIONS: list[tuple[Body, str, dict[str, Any]]] = [
         {"current": 1, "total": 2, "units": "files", "message": "half"},
     ),
     (
-        lambda job: job.tool_call("search", {"q": [1]}, call_id="c1"),
-        "tool_call",
-        {"tool": "search", "args": {"q": [1]}, "call_id": "c1"},
-    ),
-    (lambda job: job.tool_result("c1", {"ok": 1}), "tool_result", {"call_id": "c1", "result": {"ok": 1}}),
-    (
-        lambda job: job.tool_result("c1", error={"code": "TIMEOUT", "message": "slow", "retryable": True}),
-        "tool_result",
-        {"call_id": "c1", "error": {"code": "TIMEOUT", "message": "slow", "retryable": True}},
-    ),
-    (
         lambda job: job.artifact_ref("s3://x", "text/plain", byte_size=3, sha256="00"),
         "artifact_ref",
         {"uri": "s3://x", "content_type": "text/plain", "byte_size": 3, "sha256": "00"},
@@ -112,9 +101,6 @@ REFUSED: list[Body] = [
     lambda job: job.progress(1, float("nan")),
     lambda job: job.progress(True),
     lambda job: job.progress("1"),  # type: ignore[arg-type]
-    lambda job: job.tool_call("t", {"a": float("nan")}),
-    lambda job: job.tool_result("c", 1, error={"code": "X", "message": "m"}),
-    lambda job: job.tool_result("c", error={"message": "m"}),
     lambda job: job.artifact_ref("u", "t", byte_size=-1),
     lambda job: job.emit("log", {}),
     lambda job: job.emit("x-", {}),
@@ -160,7 +146,7 @@ async def test_what_a_context_tells_of_its_job() -> None:
             agent=job.agent,
             principal=job.principal,
             trace=job.trace_id,
-            lease=job.lease,
+            lease=dict(job.lease.grants),
             cancel=job.cancel_requested,
             shown=repr(job),
         )

@@ -29,7 +29,7 @@ async def test_an_agent_that_is_stopped_before_its_first_step_is_not_entered() -
 
     scope = trio.CancelScope()
     scope.cancel()
-    ended = await run_agent(agent, None, None, scope, lambda exc: None)  # type: ignore[arg-type]
+    ended = await run_agent(agent, None, None, scope, lambda exc: None, translators=())  # type: ignore[arg-type]
     assert (ended.end, entered) == (End.STOPPED, [])
 
 

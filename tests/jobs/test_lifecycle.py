@@ -76,6 +76,11 @@ def check_step(history: tuple[Message, ...], state: State, after: State, effects
     assert (Effect.PUBLISH in effects) == (after.phase is Phase.ENDED is not state.phase), history
     assert (Effect.TEAR_DOWN in effects) == (after.phase is Phase.ENDING is not state.phase), history
     assert (Effect.STOP_AGENT in effects) == (after.phase is Phase.STOPPING is not state.phase), history
+    # Children are told where a decision is made while there can be some: on leaving running, whatever the way.
+    assert (Effect.STOP_CHILDREN in effects) == (state.phase is Phase.RUNNING is not after.phase), history
+    # Before anything is torn down: what is torn down ends only when they have.
+    if Effect.STOP_CHILDREN in effects and Effect.TEAR_DOWN in effects:
+        assert effects.index(Effect.STOP_CHILDREN) < effects.index(Effect.TEAR_DOWN), history
     assert (Effect.START_AGENT in effects) == (after.phase is Phase.RUNNING is not state.phase), history
     # An ack is an effect only of entering an outcome cancelled, by a cancel.
     if Effect.ACKNOWLEDGE in effects:
@@ -117,8 +122,11 @@ def check_history(history: tuple[Message, ...], state: State, counts: dict[Effec
     """The invariants of design.md that only a whole sequence can break."""
     assert counts.get(Effect.PUBLISH, 0) == (state.phase is Phase.ENDED), history
     assert counts.get(Effect.TEAR_DOWN, 0) == (state.phase in (Phase.ENDING, Phase.ENDED)), history
-    for once in (Effect.START_AGENT, Effect.STOP_AGENT, Effect.ACKNOWLEDGE, Effect.DISOWN_AGENT):
+    for once in (Effect.START_AGENT, Effect.STOP_AGENT, Effect.STOP_CHILDREN, Effect.ACKNOWLEDGE, Effect.DISOWN_AGENT):
         assert counts.get(once, 0) <= 1, history
+    # No job that has run comes to its tear-down without having told its children (P10.3).
+    if state.phase in (Phase.ENDING, Phase.ENDED):
+        assert counts.get(Effect.STOP_CHILDREN, 0) == counts.get(Effect.START_AGENT, 0), history
     if counts.get(Effect.ACKNOWLEDGE):
         assert state.outcome is CANCELLED, history
 
@@ -177,14 +185,14 @@ NOTHING = (None, ())
 BUG = (None, (Effect.REPORT_BUG,))
 REFUSED = (None, (Effect.REFUSE,))
 TIGHTEN = (None, (Effect.TIGHTEN,))
-STOP = (Phase.STOPPING, (Effect.STOP_AGENT, Effect.SET_GRACE))
+STOP = (Phase.STOPPING, (Effect.STOP_AGENT, Effect.STOP_CHILDREN, Effect.SET_GRACE))
 END = (Phase.ENDING, (Effect.TEAR_DOWN,))
 EXPECTED = {
     Start: [(Phase.RUNNING, (Effect.START_AGENT,)), BUG, BUG, NOTHING, NOTHING],
-    AgentEnded: [BUG, END, END, NOTHING, NOTHING],
+    AgentEnded: [BUG, (Phase.ENDING, (Effect.STOP_CHILDREN, Effect.TEAR_DOWN)), END, NOTHING, NOTHING],
     Cancel: [
         (Phase.ENDING, (Effect.ACKNOWLEDGE, Effect.TEAR_DOWN)),
-        (Phase.STOPPING, (Effect.ACKNOWLEDGE, Effect.STOP_AGENT, Effect.SET_GRACE)),
+        (Phase.STOPPING, (Effect.ACKNOWLEDGE, Effect.STOP_AGENT, Effect.STOP_CHILDREN, Effect.SET_GRACE)),
         REFUSED,
         REFUSED,
         REFUSED,
@@ -194,7 +202,7 @@ EXPECTED = {
     ParentStopping: [END, STOP, TIGHTEN, TIGHTEN, NOTHING],
     RuntimeClosing: [END, STOP, TIGHTEN, TIGHTEN, NOTHING],
     GraceElapsed: [BUG, BUG, (Phase.ENDING, (Effect.DISOWN_AGENT, Effect.TEAR_DOWN)), NOTHING, NOTHING],
-    TornDown: [BUG, BUG, BUG, (Phase.ENDED, (Effect.PUBLISH,)), BUG],
+    TornDown: [BUG, BUG, BUG, (Phase.ENDED, (Effect.PUBLISH,)), NOTHING],
 }
 
 
@@ -256,7 +264,8 @@ def test_the_drawing_has_every_cell() -> None:
     assert len(drawn) == 2 + len(EXPECTED)
     assert all(line.count("|") == len(Phase) + 2 for line in drawn)
     assert (
-        "| Cancel | → ending(cancelled); ack; tear down | → stopping(cancelled); ack; stop agent; grace |" in drawn[4]
+        "| Cancel | → ending(cancelled); ack; tear down "
+        "| → stopping(cancelled); ack; stop agent; stop children; grace |" in drawn[4]
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from helpers import Script, make_hello, open_raw
+from helpers import TOKEN, Script, make_hello, open_raw
 
 import arcp_trio
 from arcp_trio.jobs.agents import Agents
@@ -104,7 +104,7 @@ async def test_a_version_needs_its_feature(script: Script) -> None:
 @pytest.mark.requirement("P7.16", "P6.2")
 async def test_a_forbidden_agent_is_not_there(script: Script) -> None:
     verifier = arcp_trio.StaticTokens(
-        {"token": arcp_trio.Principal(name="me", agents=frozenset({"echo"})), "other": "you"}
+        {TOKEN: arcp_trio.Principal(name="me", agents=frozenset({"echo"})), "other": "you"}
     )
     async with (
         arcp_trio.open_runtime(script.agents, verifier=verifier) as runtime,
@@ -269,6 +269,24 @@ async def test_a_slice_begins_anew_once_in_a_turn() -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(("rest_of_turn", "slice_seconds"), [(0.0, 1.0), (0.9, 1.0), (3.0, 3.0), (100.0, 8.0)])
+async def test_a_slice_is_as_long_as_the_rest_of_a_turn_within_a_bound(
+    rest_of_turn: float, slice_seconds: float
+) -> None:
+    """As long as this thread has worked from the first agent's yielding to the pacer's turn."""
+    worked = iter([5.0, 5.0 + rest_of_turn])
+    pacer = Pacer(1.0, clock=lambda: 100.0, work_clock=lambda: next(worked))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pacer.run)
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as agents:
+            for _ in range(3):
+                agents.start_soon(pacer.yield_turn)
+        await trio.testing.wait_all_tasks_blocked()
+        assert pacer.slice_end == 100.0 + slice_seconds
+        nursery.cancel_scope.cancel()
+
+
 class Listener:
     """A follower that writes down what it is told."""
 
@@ -282,6 +300,9 @@ class Listener:
 
     def job_ended(self, feed: JobFeed) -> None:
         self.told.append("ended")
+
+    def child_started(self, child: object) -> None:
+        self.told.append("child")
 
 
 @pytest.mark.requirement("P7.8", "L01", "L06")

@@ -396,16 +396,20 @@ async def test_a_cursor_that_was_not_made_here(script: Script) -> None:
         assert await listed(client, cursor=cursor) == jobs[1:]
 
 
+def lease_of(size: int) -> Payload:
+    """Return a lease whose patterns are about so many bytes together, in as many as it takes: each has its limit."""
+    sizes = [min(3_900, size - start) for start in range(0, size, 3_900)]
+    return {"fs.read": [f"/{number}{'é' * ((each - 5) // 2)}" for number, each in enumerate(sizes)]} if size else {}
+
+
 @pytest.mark.requirement("P4.4", "P6.19")
 @pytest.mark.parametrize("request_id", ["plain", "\x00" * 250, 'é"' * 125], ids=["plain", "escaped", "mixed"])
 async def test_a_page_is_cut_to_what_a_frame_may_be(script: Script, request_id: str) -> None:
     """Whatever takes its room: leases, and the id of the request, which stands in the answer three times."""
     limits = arcp_trio.Limits(send_bytes=20_000)
     async with arcp_trio.open_runtime(script.agents, limits=limits) as runtime, open_raw(runtime) as client:
-        jobs = []
-        for size in (7_500, 7_500, 9_900, 4_000, 9_500, 9_500, 9_500, 0, 0):
-            lease = {"fs.read": ["é" * (size // 2)]} if size else {}
-            jobs.append(await client.submit("sleep", lease_request=lease))
+        sizes_asked = (7_500, 7_500, 9_900, 4_000, 9_500, 9_500, 9_500, 0, 0)
+        jobs = [await client.submit("sleep", lease_request=lease_of(size)) for size in sizes_asked]
         await client.settle()
         found, sizes = [], []
         payload: Payload = {}
@@ -426,7 +430,7 @@ async def test_a_page_is_cut_to_what_a_frame_may_be(script: Script, request_id: 
 async def test_the_lease_of_an_ended_job_counts_among_what_is_kept(script: Script) -> None:
     limits = arcp_trio.Limits(retention_bytes=250_000)
     async with arcp_trio.open_runtime(script.agents, limits=limits) as runtime, open_raw(runtime) as client:
-        jobs = [await client.submit("echo", 1, lease_request={"fs.read": ["x" * 100_000]}) for _ in range(4)]
+        jobs = [await client.submit("echo", 1, lease_request=lease_of(200_000)) for _ in range(4)]
         await client.settle()
         assert await listed(client) == jobs[2:]
         assert 200_000 < runtime._directory.retained_bytes <= 250_000

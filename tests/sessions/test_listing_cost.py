@@ -11,6 +11,7 @@ import trio.testing
 from helpers import Script, open_raw
 
 import arcp_trio
+from arcp_trio.authority.lease import Lease
 from arcp_trio.jobs.directory import JobDirectory
 from arcp_trio.jobs.feed import JobFeed
 from arcp_trio.records import JobRecord
@@ -41,8 +42,9 @@ class FakeActor:
             status="success",
             created_at=self.created_at,
             completed_at=self.created_at,
-            lease={},
-            expires_at=None,
+            parent_job_id=None,
+            lease=Lease.EMPTY,
+            budget={},
             feed=JobFeed(self.job_id, "0" * 31 + "1", directory.histories.open(self.principal)),
             ended_at=0.0,
             size=100,
@@ -73,6 +75,8 @@ async def test_a_page_makes_no_more_entries_than_it_lists(monkeypatch: pytest.Mo
             request_id="msg_1",
             principal=arcp_trio.Principal(name="me"),
             session_id="sess_1",
+            with_budgets=True,
+            with_credentials=True,
         )
         cursor = answer.next_cursor
         expected = [f"job_{number:08}" for number in range(start, start + 10)]

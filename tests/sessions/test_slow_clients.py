@@ -155,8 +155,9 @@ async def test_who_lags_is_told_once_an_episode(autojump_clock: trio.testing.Moc
             for _ in range(count):
                 await job.log("info", "x" * 1000)
 
-    # The agent does not wait: each of its bursts is one lag, and is read before the next.
-    limits = arcp_trio.Limits(lag_events=200, throttle_seconds=0)
+    # The agent does not wait: each of its bursts is one lag, and is read before the next. It yields after each event:
+    # one that said more than a lag in its slice would begin one that what is between the two ends could still take.
+    limits = arcp_trio.Limits(lag_events=200, throttle_seconds=0, slice_seconds=0)
     async with arcp_trio.open_runtime(agents, limits=limits) as runtime:
         client = await connect_raw(runtime)
         job_id = await client.submit("flood", 1000)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -350,3 +350,69 @@ def test_what_a_client_says_that_it_has_is_not_sent_again_though_this_stream_has
     assert (stream.floor, stream.kept_events) == (8, 2)
     stream.rewind(8)
     assert numbers(stream.take(10**6)) == [9, 10]
+
+
+@pytest.mark.requirement("P6.17", "P6.18", "P8.2")
+@given(st.data())
+@settings(deadline=None, max_examples=200)
+def test_the_short_way_to_append_is_the_long_one(data: st.DataObject) -> None:
+    """A stream that goes it where it can, beside one that never does: neither ever differs from the other."""
+    draw = data.draw
+    bounds = {
+        "window_events": draw(st.integers(2, 30)),
+        "window_bytes": draw(st.integers(100, 3000)),
+        "lag_events": draw(st.integers(1, 20)),
+        "lag_bytes": draw(st.integers(50, 2000)),
+        "unacked_events": draw(st.none() | st.integers(1, 20)),
+    }
+    total = draw(st.integers(200, 4000))
+    short, long = make(total, **bounds), make(total, **bounds)
+    goes_short = 0
+
+    def append_long(stream: SessionStream, content: bytes) -> tuple[bool, str | None]:
+        told = stream.begins_to_lag(len(content))
+        if told:
+            stream.append(tail(7))
+        stream.append(content)
+        return told, stream.shed()
+
+    for _ in range(draw(st.integers(1, 60))):
+        step = draw(st.sampled_from(["append"] * 5 + ["take", "acknowledge", "ride", "rewind"]))
+        if step == "append":
+            content = tail(draw(st.integers(0, 200)))
+            if short.append_calmly(content):
+                goes_short += 1
+                assert append_long(long, content) == (False, None)
+            else:
+                assert append_long(short, content) == append_long(long, content)
+        elif step == "take":
+            limit = draw(st.integers(1, 2000))
+            assert short.take(limit) == long.take(limit)
+        elif step == "ride":
+            keep = draw(st.booleans())
+            for stream in (short, long):
+                stream.append_rider(b"{}", keep=keep)
+        else:
+            number = draw(st.integers(0, short.last_seq))
+            for stream in (short, long):
+                if step == "acknowledge":
+                    stream.acknowledge(number)
+                elif stream.can_resume_from(number):
+                    stream.rewind(number)
+        assert state_of(short) == state_of(long)
+    event("the short way was gone" if goes_short else "it never was")
+
+
+def state_of(stream: SessionStream) -> dict[str, Any]:
+    """Return all that a stream is, but for what it splices with."""
+    names = [name for name in SessionStream.__slots__ if name not in ("_splice", "_total")]
+    return {name: getattr(stream, name) for name in names} | {"total": stream._total.used}
+
+
+def test_the_short_way_is_the_common_one() -> None:
+    stream = make(window_events=50, lag_events=20)
+    for number in range(1, 200):
+        assert stream.append_calmly(tail())
+        assert numbers(stream.take(10_000)) == [number]
+    # The window's bound on what was sent is kept all the same.
+    assert (stream.kept_events, stream.floor) == (50, 149)

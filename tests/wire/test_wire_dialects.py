@@ -90,7 +90,7 @@ def test_a_dialect_departs_in_its_own_ways_only() -> None:
     assert departures == {
         "spec": {},
         "python": {
-            "budget_in_accepted": False,
+            "budget_as_numbers": False,
             "outcome_in_final_status": False,
             "core_codes_only": True,
             "seconds_after_subscribed": 0.02,

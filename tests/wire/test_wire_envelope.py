@@ -17,11 +17,12 @@ from arcp_trio.wire.envelope import (
     NUMBERED_TYPES,
     PROTOCOL_VERSION,
     Envelope,
+    EnvelopeSplicer,
+    EventTails,
     decode_envelope,
     encode_envelope,
     encode_tail,
     speaks_our_version,
-    splice_envelope,
 )
 from arcp_trio.wire.errors import InvalidRequestError, MalformedFrameError
 from arcp_trio.wire.ids import IdFactory, event_id_stem, numbered_event_id
@@ -389,7 +390,12 @@ def test_a_spliced_frame_equals_one_written_plainly(
     message_id = numbered_event_id(event_id_stem(session_id), event_seq)
     body = encode_json(payload)
     tail = encode_tail(frame_type, body, job_id=job_id, trace_id=trace_id, timestamp=AT, job_seq=job_seq)
-    spliced = splice_envelope(session_id, message_id, event_seq, tail)
+    if frame_type == "job.event":
+        tails = EventTails(job_id, trace_id)
+        assert tails.encode(body, timestamp=AT, job_seq=job_seq) == tail
+        assert tails.encode(body, timestamp=AT, job_seq=job_seq) == tail
+    splicer = EnvelopeSplicer(session_id)
+    spliced = splicer.splice(event_seq, tail)
     plain = encode_envelope(
         frame_type,
         body,
@@ -406,9 +412,15 @@ def test_a_spliced_frame_equals_one_written_plainly(
     assert (envelope.event_seq, envelope.job_seq, envelope.payload) == (event_seq, job_seq, payload)
     # The same tail again, for another session: nothing of the first is left in it.
     other = ids.session()
-    again = json.loads(splice_envelope(other, "msg_x", 1, tail))
+    again = json.loads(EnvelopeSplicer(other).splice(1, tail))
     assert (again["session_id"], again["event_seq"], again["payload"]) == (other, 1, payload)
-    assert session_id.encode() not in splice_envelope(other, "msg_x", 1, tail)
+    assert session_id.encode() not in EnvelopeSplicer(other).splice(1, tail)
+    # What one splicer has spliced before changes nothing, wherever in its pages the numbers lie.
+    for number in (event_seq ^ 1, event_seq ^ 1024, 1, 1023, 1024, 1025, event_seq):
+        frame = json.loads(splicer.splice(number, tail))
+        assert frame["id"] == numbered_event_id(event_id_stem(session_id), number)
+        assert (frame["event_seq"], frame["payload"]) == (number, payload)
+    assert splicer.splice(event_seq, tail) == spliced
 
 
 def test_the_numbered_types() -> None:

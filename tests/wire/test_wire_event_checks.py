@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from arcp_trio.wire import events
 from arcp_trio.wire.errors import InvalidRequestError
+from arcp_trio.wire.jsontext import encode_json
 
 pytestmark = pytest.mark.requirement("P8.1")
 
@@ -65,7 +67,18 @@ def test_no_progress(current: Any, total: Any, path: str) -> None:
     assert refusal(events.check_progress, current, total).startswith(path)
 
 
-@pytest.mark.parametrize(("name", "value"), [("tokens", -5), ("cost.x", 0), ("cost.x", 0.5), ("m", 10**40)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tokens", -5),
+        ("cost.x", 0),
+        ("cost.x", 0.5),
+        ("m", 10**40),
+        ("m", 10**400),
+        ("cost.x", Decimal("0.0234")),
+        ("m", Decimal("-1E+300")),
+    ],
+)
 def test_a_metric(name: str, value: Any) -> None:
     events.check_metric(name, value)
 
@@ -81,11 +94,29 @@ def test_a_metric(name: str, value: Any) -> None:
         ("tokens", True, "$.body.value"),
         ("tokens", "1", "$.body.value"),
         ("tokens", None, "$.body.value"),
+        ("tokens", Decimal("NaN"), "$.body.value"),
+        ("tokens", Decimal("sNaN"), "$.body.value"),
+        ("tokens", Decimal("1E+999999"), "$.body.value"),
+        ("cost.x", Decimal("-0.01"), "$.body.value"),
         ("cost.budget.remaining", 1, "$.body.name"),
     ],
 )
 def test_no_metric(name: str, value: Any, path: str) -> None:
     assert refusal(events.check_metric, name, value).startswith(path)
+
+
+def test_a_huge_integer_is_not_written_out_to_be_refused() -> None:
+    for name, value in (("cost.x", -(10**5000)), ("cost.x", -(2**200))):
+        message = refusal(events.check_metric, name, value)
+        assert message == f"$.body.value: expected at least 0, got an integer of {value.bit_length()} bits"
+
+
+@pytest.mark.requirement("P9.7", "B09")
+def test_what_is_a_cost() -> None:
+    for name in ("cost.x", "cost.inference.input", "cost.budgets", "cost."):
+        assert events.is_cost(name)
+    for name in ("cost", "costs.x", "tokens", "cost.budget", "cost.budget.remaining", "cost.budget.x"):
+        assert not events.is_cost(name)
 
 
 @pytest.mark.requirement("P8.6")
@@ -100,3 +131,7 @@ def test_a_kind_of_the_agents_own() -> None:
         events.check_vendor_kind(kind)
     for kind in ("", "x", "x-", "log", "X-A", "vendor.x", " x-a"):
         assert refusal(events.check_vendor_kind, kind).startswith("$.kind")
+
+
+def test_the_kinds_are_encoded_as_they_would_be_anew() -> None:
+    assert {kind: encode_json(kind) for kind in events.EVENT_BODIES} == events.ENCODED_KINDS

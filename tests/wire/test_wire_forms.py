@@ -181,7 +181,11 @@ def test_an_input_may_be_missing() -> None:
         ({"lease_request": {"fs.read": ["/a"]}}, {"fs.read": ("/a",)}, None),
         ({"lease_request": {}}, {}, None),
         ({"lease_request": None}, None, None),
-        ({"lease_request": {"capabilities": ["fs.read", "x.y"]}}, {"fs.read": ("*",), "x.y": ("*",)}, None),
+        (
+            {"lease_request": {"capabilities": ["fs.read", "net.fetch", "x.y"]}},
+            {"fs.read": ("/**",), "net.fetch": ("http://*/**", "https://*/**"), "x.y": ("*",)},
+            None,
+        ),
         (
             {"lease_request": {"capabilities": ["fs.read"], "fs.read": ["/a"], "cost.budget": ["USD:1"]}},
             {"fs.read": ("/a",), "cost.budget": ("USD:1",)},
@@ -204,10 +208,28 @@ def test_a_lease_in_both_forms(payload: dict[str, Any], lease: Any, expires_at: 
     assert (submit.lease_constraints or LeaseConstraints()).expires_at == expires_at
 
 
+@pytest.mark.requirement("B13")
+@pytest.mark.parametrize(
+    ("constraints", "most"),
+    [
+        ({"max_budget": ["USD:1", "EUR:2"]}, ("USD:1", "EUR:2")),
+        ({"max_budget": "USD:1"}, ("USD:1",)),
+        ({"max_budget": []}, ()),
+        ({"max_budget": None}, None),
+        ({}, None),
+    ],
+)
+def test_the_largest_budget_is_one_amount_or_several(constraints: Any, most: Any) -> None:
+    submit = read("job.submit", {"agent": "a", "lease_constraints": {"expires_at": "T", **constraints}})
+    assert submit.lease_constraints == LeaseConstraints(expires_at="T", max_budget=most)
+
+
 @pytest.mark.requirement("P5.5")
 @pytest.mark.parametrize(
     ("payload", "path"),
     [
+        ({"lease_constraints": {"max_budget": 5}}, "$.payload.lease_constraints.max_budget"),
+        ({"lease_constraints": {"max_budget": [5]}}, "$.payload.lease_constraints.max_budget[0]"),
         ({"lease_request": {"capabilities": [1]}}, '$.payload.lease_request."capabilities"[0]'),
         ({"lease_request": {"capabilities": "fs.read"}}, '$.payload.lease_request."capabilities"'),
         ({"lease_request": ["fs.read"]}, "$.payload.lease_request"),

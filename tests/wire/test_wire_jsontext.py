@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from arcp_trio.wire.jsontext import MAX_DEPTH, decode_json, encode_json
+from arcp_trio.wire.jsontext import MAX_DEPTH, decode_json, encode_json, exact_number, is_as_encoded
 
 pytestmark = pytest.mark.requirement("P5.5", "P5.6")
 
@@ -289,7 +289,7 @@ Point = namedtuple("Point", "x y")  # noqa: PYI024
 )
 @pytest.mark.parametrize("beside", [None, 2**70])
 def test_what_is_not_json_is_not_written(value: Any, beside: Any) -> None:
-    """Also beside an integer of more than 64 bits, where another library writes."""
+    """Also beside an integer of more than 64 bits, where it is written in another way."""
     with pytest.raises(ValueError, match=r"."):
         encode_json({"beside": beside, "value": value})
     with pytest.raises(ValueError, match=r"."):
@@ -307,3 +307,80 @@ def test_a_value_that_contains_itself() -> None:
 def test_the_text_is_compact() -> None:
     assert encode_json({"a": [1, 2.0], "é": None}) == '{"a":[1,2.0],"é":null}'.encode()
     assert encode_json({"a": [1, 2**70], "é": None}) == '{"a":[1,1180591620717411303424],"é":null}'.encode()
+
+
+@pytest.mark.requirement("P9.7", "B04")
+@pytest.mark.parametrize("beside", [None, 2**70])
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        ("0.0234", "0.0234"),
+        ("-0.50", "-0.50"),
+        ("5.00", "5"),
+        ("0.00", "0"),
+        ("-0", "0"),
+        ("-3", "-3"),
+        ("1E+3", "1000"),
+        ("1E-40", "1E-40"),
+        ("999999999999999.9999999999999999999999999999999999999999", None),
+        ("999999999999999999", "999999999999999999"),
+        ("1E+300", "1E+300"),
+        ("1E-999999", "1E-999999"),
+    ],
+)
+def test_a_decimal_is_written_exactly(number: str, text: str | None, beside: Any) -> None:
+    written = encode_json({"value": exact_number(Decimal(number)), "beside": beside})
+    assert written.startswith(f'{{"value":{text or number},'.encode())
+    assert json.loads(written, parse_float=Decimal)["value"] == Decimal(number)
+    decode_json(written)
+
+
+@pytest.mark.requirement("P5.6")
+def test_an_integer_as_long_as_nobody_writes_one() -> None:
+    for number in (10**400, 10**5000):
+        with pytest.raises(ValueError, match=r"."):
+            encode_json([number])
+
+
+@given(values)
+@settings(deadline=None)
+def test_what_we_write_is_as_it_is_encoded(value: Any) -> None:
+    text = encode_json(value)
+    try:
+        assert orjson.dumps(value) == text
+        assert is_as_encoded(text, decode_json(text))
+    except orjson.JSONEncodeError:
+        # An integer of more than 64 bits: nothing is said of it.
+        assert not is_as_encoded(text, decode_json(text))
+    assert not is_as_encoded(b" " + text, decode_json(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":1,"a":1}',
+        '{"a":1,"b":{"c":[],"c":[]}}',
+        '{"a":1, "b":2}',
+        '{"\\u0061":1}',
+        '{"a":1.0e0}',
+        '{"a":100000000000000000000}',
+        '{"a":"\\/"}',
+    ],
+)
+def test_what_others_write_is_not(text: str) -> None:
+    assert not is_as_encoded(text.encode(), decode_json(text))
+
+
+@pytest.mark.parametrize("number", [10**18, 10**19, -(10**19), 2**63, 2**64, 10**40])
+@pytest.mark.parametrize(
+    "around", ["{}", "[{}]", '{{"a":{}}}', '{{"a": {}}}', "[0,{}]", "[0,\n{}]", '["{}x",{}]', "\t{}"]
+)
+def test_an_integer_of_any_size_is_read_wherever_it_stands(number: int, around: str) -> None:
+    """Also beside text with as many digits, and where nothing stands before it."""
+    text = around.replace("{}", str(number)).replace("{{", "{").replace("}}", "}")
+    assert decode_json(text) == decode_json(text.encode()) == json.loads(text)
+
+
+@pytest.mark.parametrize("text", ['"' + "7" * 40 + '"', '{"id":"sess_' + "1" * 26 + '"}', "[1.2345678901234567890123]"])
+def test_other_runs_of_digits_are_no_integers(text: str) -> None:
+    assert decode_json(text) == json.loads(text)
