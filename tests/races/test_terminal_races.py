@@ -11,38 +11,38 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
-import trio_websocket
 from helpers import Frame, RawClient, Script, make_hello, open_raw, terminals
 
 import arcp_trio
 from arcp_trio.records import JobRecord
-from arcp_trio.transports.websocket import WebSocketTransport, accept_websocket
+from arcp_trio.transports.engines import EngineName, find_engine
+from arcp_trio.transports.memory import MemoryTransport
 
 CAUSES = ("cancel", "cancel again", "finish", "deadline", "shutdown")
 GAPS = ("nothing", "one turn", "a rest")
 
 
 @asynccontextmanager
-async def open_raw_websocket(runtime: arcp_trio.Runtime) -> AsyncGenerator[RawClient, None]:
+async def open_raw_websocket(engine: EngineName, runtime: arcp_trio.Runtime) -> AsyncGenerator[RawClient, None]:
     """A raw client over a real WebSocket, on a stream in memory: its clock can be mocked."""
     left, right = trio.testing.memory_stream_pair()
+    options: dict[str, Any] = {"receive_bytes": 10**6, "description": "stream in memory"}
 
     async def serve() -> None:
         async with trio.open_nursery() as nursery:
-            request = await accept_websocket(nursery, left, receive_bytes=10**6)
-            transport = WebSocketTransport(await request.accept(), "stream in memory")
-            await runtime.serve_transport(transport, principal="me")
+            request = await find_engine(engine).accept_websocket(nursery, left, **options)
+            await runtime.serve_transport(await request.accept(), principal="me")
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
         runtime.spawn_connection(serve, "websocket")
-        connection = await trio_websocket.wrap_client_stream(nursery, right, "localhost", "/arcp")
-        client = RawClient(WebSocketTransport(connection, "client"))  # type: ignore[arg-type]
+        connected = await find_engine(engine).connect_websocket(nursery, right, "localhost", "/arcp", **options)
+        client = RawClient(cast("MemoryTransport", connected))
         await client.send(make_hello())
         client.session_id = (await client.receive())["session_id"]
         try:
@@ -179,13 +179,13 @@ def test_orders_of_four_and_five_causes_embedded(length: int) -> None:
 
 @pytest.mark.requirement("P7.8", "P7.13", "P7.14", "L01", "L02")
 @pytest.mark.parametrize("agent", ["gate", "stubborn"])
-def test_every_order_of_two_causes_over_websocket(agent: str) -> None:
-    assert run_all(2, open_raw_websocket, agent) > 30
+def test_every_order_of_two_causes_over_websocket(engine: EngineName, agent: str) -> None:
+    assert run_all(2, partial(open_raw_websocket, engine), agent) > 30
 
 
 @pytest.mark.requirement("P7.8", "P7.14", "L01")
-def test_orders_of_three_causes_over_websocket() -> None:
-    assert run_all(3, open_raw_websocket, "gate", every=4) > 70
+def test_orders_of_three_causes_over_websocket(engine: EngineName) -> None:
+    assert run_all(3, partial(open_raw_websocket, engine), "gate", every=4) > 70
 
 
 @pytest.mark.requirement("L02", "P7.14")
