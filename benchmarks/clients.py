@@ -44,7 +44,7 @@ def fan_out(port: int, readers: int, sleepers: int, events: int, size: int) -> N
     # Not by the owner, whose own answers would stand between its job's events.
     beginner = RawClient(port)
     beginner.send("job.submit", {"agent": "begin", "input": None})
-    frames_read = 0
+    frames_read = bytes_read = 0
     agent_seconds = None
     with selectors.DefaultSelector() as selector:
         for client in clients:
@@ -55,6 +55,7 @@ def fan_out(port: int, readers: int, sleepers: int, events: int, size: int) -> N
                 client = key.data
                 frames = client.receive()
                 frames_read += len(frames)
+                bytes_read += sum(map(len, frames))
                 client.acknowledge(frames[-1:])
                 if frames and any(mark in frames[-1] for mark in (_END, _FAILED)):
                     selector.unregister(client.socket)
@@ -66,7 +67,7 @@ def fan_out(port: int, readers: int, sleepers: int, events: int, size: int) -> N
                         raise ClosedError(f"not the end that was expected: {end}")
                     agent_seconds = end["payload"]["result"]
     seconds = time.monotonic() - started
-    say(seconds=seconds, frames=frames_read, agent_seconds=agent_seconds)
+    say(seconds=seconds, frames=frames_read, bytes=bytes_read, agent_seconds=agent_seconds)
     sys.stdin.readline()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from arcp_trio.wire.ids import IdFactory
 
-__all__ = ["ClosedError", "RawClient"]
+__all__ = ["ClosedError", "FrameReader", "RawClient"]
 
 _READ = 256 * 1024
 # What RFC 6455 writes: the end of a message of text, a close, a ping and a pong; the lengths that more bytes follow.
@@ -32,7 +32,48 @@ class ClosedError(Exception):
     """The server has closed the connection."""
 
 
-class RawClient:
+class FrameReader:
+    """Reads the frames of a server, which are not masked. Blocking.
+
+    Args:
+        connection: Where from.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self._unread = b""
+
+    def _read(self) -> bytes:
+        data = self.socket.recv(_READ)
+        if not data:
+            raise ClosedError("the connection has ended")
+        return data
+
+    def receive(self) -> list[bytes]:
+        """Read once; return the frames that are complete."""
+        data = self._unread + self._read()
+        frames: list[bytes] = []
+        at, end = 0, len(data)
+        while at + 1 < end:
+            size, start = data[at + 1], at + 2
+            if size == _LENGTH_IN_2:
+                size, start = int.from_bytes(data[at + 2 : at + 4], "big"), at + 4
+            elif size == _LENGTH_IN_8:
+                size, start = int.from_bytes(data[at + 2 : at + 10], "big"), at + 10
+            if start + size > end:
+                break
+            if data[at] == _TEXT:
+                frames.append(data[start : start + size])
+            elif data[at] == _CLOSE:
+                raise ClosedError(f"closed with {int.from_bytes(data[start : start + 2], 'big')}")
+            elif data[at] == _PING:
+                self.socket.sendall(bytes([_PONG, _MASKED | size]) + _MASK + data[start : start + size])
+            at = start + size
+        self._unread = data[at:]
+        return frames
+
+
+class RawClient(FrameReader):
     """One connection with a session. Blocking.
 
     Args:
@@ -41,12 +82,11 @@ class RawClient:
     """
 
     def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
-        self.socket = socket.socket()
+        super().__init__(socket.socket())
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._unread = b""
         self._ids = IdFactory()
         # The server's own, once it has said it: some read no hello without one.
         self._session_id = self._ids.session()
@@ -78,14 +118,8 @@ class RawClient:
         )
         return self.receive_until("session.welcome")
 
-    def _read(self) -> bytes:
-        data = self.socket.recv(_READ)
-        if not data:
-            raise ClosedError("the connection has ended")
-        return data
-
-    def send(self, frame_type: str, payload: dict[str, Any]) -> None:
-        """Send one frame."""
+    def send(self, frame_type: str, payload: dict[str, Any]) -> int:
+        """Send one frame; return how many bytes it has."""
         frame = {
             "arcp": "1.1",
             "id": self._ids.message(),
@@ -93,32 +127,12 @@ class RawClient:
             "session_id": self._session_id,
             "payload": payload,
         }
-        data = json.dumps(frame).encode()
+        # Compact, as most peers write.
+        data = json.dumps(frame, separators=(",", ":")).encode()
         # All that is sent here has more than 125 bytes and less than 64 KiB.
-        self.socket.sendall(bytes([_TEXT, _MASKED | _LENGTH_IN_2]) + len(data).to_bytes(2, "big") + _MASK + data)
-
-    def receive(self) -> list[bytes]:
-        """Read once; return the frames that are complete."""
-        data = self._unread + self._read()
-        frames: list[bytes] = []
-        at, end = 0, len(data)
-        while at + 1 < end:
-            size, start = data[at + 1], at + 2
-            if size == _LENGTH_IN_2:
-                size, start = int.from_bytes(data[at + 2 : at + 4], "big"), at + 4
-            elif size == _LENGTH_IN_8:
-                size, start = int.from_bytes(data[at + 2 : at + 10], "big"), at + 10
-            if start + size > end:
-                break
-            if data[at] == _TEXT:
-                frames.append(data[start : start + size])
-            elif data[at] == _CLOSE:
-                raise ClosedError(f"closed with {int.from_bytes(data[start : start + 2], 'big')}")
-            elif data[at] == _PING:
-                self.socket.sendall(bytes([_PONG, _MASKED | size]) + _MASK + data[start : start + size])
-            at = start + size
-        self._unread = data[at:]
-        return frames
+        data = bytes([_TEXT, _MASKED | _LENGTH_IN_2]) + len(data).to_bytes(2, "big") + _MASK + data
+        self.socket.sendall(data)
+        return len(data)
 
     def receive_until(self, *types: str) -> dict[str, Any]:
         """Read up to the first frame of one of these types; what comes behind it in the same read is dropped."""

@@ -31,6 +31,14 @@ async def tick(value: list[int], context: JobContext) -> None:
         await context.log("info", f"{due} {time.monotonic()}")
 
 
+async def nap(seconds: float, context: JobContext) -> str:
+    """Say something, sleep, say something again, and end."""
+    await context.log("info", "asleep")
+    await asyncio.sleep(seconds)
+    await context.log("info", "awake")
+    return "rested"
+
+
 async def main() -> None:
     """Serve until stdin is closed."""
     runtime = ARCPRuntime(
@@ -38,6 +46,7 @@ async def main() -> None:
     )
     runtime.register_agent("flood", flood)
     runtime.register_agent("tick", tick)
+    runtime.register_agent("nap", nap)
 
     async def serve(transport: Any) -> None:
         await runtime.accept(transport)

@@ -35,11 +35,14 @@ QUIET_FEATURES = [feature for feature in ALL_FEATURES if feature != "heartbeat"]
 
 Frame = dict[str, Any]
 
+TOKEN = "canary-bearer-5f1d"
+"""What the clients of tests show: found in no log at the end of a run (tests/canary.py)."""
+
 exchanged: list[tuple[str, bytes | str]] = []
 """Every frame that a RawClient sent ("C>S") or received ("S>C"), for the schema test of the session."""
 
 
-def make_hello(*, token: str = "token", features: list[str] | None = None, message_id: str = "msg_hello") -> Frame:
+def make_hello(*, token: str = TOKEN, features: list[str] | None = None, message_id: str = "msg_hello") -> Frame:
     return {
         "arcp": "1.1",
         "id": message_id,

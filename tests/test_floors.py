@@ -25,8 +25,8 @@ FLOORS: list[set[str]] = [
     {"sessions", "client"},
     {"jobs"},
     {"store", "transports"},
-    {"timers"},
-    {"records", "limits"},
+    {"timers", "tracing", "spans"},
+    {"records", "limits", "audit", "statistics"},
     {"authority"},
     {"wire"},
     {"_version"},
@@ -41,13 +41,33 @@ NEIGHBOURS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "runtime": {"shutdown"},
     "transports": {"timers"},
+    "tracing": {"spans"},
 }
 
 # Narrower than their floor: the client is the other end of the wire, and knows no runtime.
-ONLY: dict[str, set[str]] = {"client": {"client", "wire", "transports", "timers", "limits", "_version"}}
+# Of what jobs may do it knows the values: a credential guards itself at both ends (P9.11).
+ONLY: dict[str, set[str]] = {
+    "client": {"client", "wire", "authority", "transports", "timers", "tracing", "limits", "_version"}
+}
 
-WITHOUT_TRIO = ("wire", "authority", "jobs.lifecycle", "jobs.index", "sessions.stream", "records", "limits", "_version")
+WITHOUT_TRIO = (
+    "wire",
+    "authority",
+    "jobs.lifecycle",
+    "jobs.index",
+    "sessions.stream",
+    "store.plan",
+    "records",
+    "limits",
+    "spans",
+    "tracing",
+    "audit",
+    "statistics",
+    "_version",
+)
 ABOVE_ONLY = {"cyclopts", "rich"}
+# What an extra brings, and the one module that imports it, where and when it is needed.
+EXTRAS = {"ada_url": "authority.targets", "opentelemetry": "spans", "websockets": "transports.engine_websockets"}
 FOR_TESTS_ONLY = {"pytest", "hypothesis", "jsonschema", "trustme"}
 
 
@@ -148,6 +168,8 @@ def _wrong_outside(module: str, imported: str) -> Iterator[str]:
         yield "there is no Trio on this floor"
     if imported in ABOVE_ONLY and part_of(module) not in FLOORS[0]:
         yield "the libraries of the command line are for the first floor"
+    if module != EXTRAS.get(imported, module):
+        yield f"an extra: {EXTRAS[imported]} alone imports it, where it is there"
     if imported in FOR_TESTS_ONLY:
         yield "a library for tests"
     if imported == "asyncio":
@@ -172,8 +194,7 @@ def test_what_has_no_trio_is_really_there() -> None:
     """A module that is renamed must not slip out of the rule."""
     modules = {module_name(path, PACKAGE) for path in PACKAGE.rglob("*.py")}
     for each in WITHOUT_TRIO:
-        # Authority is a floor of the design that is not built yet.
-        assert each in modules or each == "authority"
+        assert each in modules
 
 
 GOOD = {
@@ -195,6 +216,9 @@ GOOD = {
     "jobs/actor.py": "import trio\nfrom .lifecycle import apply\nfrom ..limits import Limits\n",
     "jobs/lifecycle.py": "from ..wire import errors\n",
     "limits.py": "import attrs\n",
+    "authority/__init__.py": "",
+    "authority/lease.py": "from .targets import canonical\nfrom ..wire.errors import ARCPError\n",
+    "authority/targets.py": "def f():\n    import ada_url\n",
     "wire/__init__.py": "",
     "wire/errors.py": "import json\nfrom . import codec\n",
     "wire/codec.py": "",
@@ -220,6 +244,11 @@ PLANTED = [
     ("wire/errors.py", "from arcp_trio import Runtime", "the map is for users"),
     ("limits.py", "import trio", "no Trio"),
     ("jobs/lifecycle.py", "import trio", "no Trio"),
+    ("authority/lease.py", "import trio", "no Trio"),
+    ("authority/lease.py", "from ..limits import Limits", "limits is above authority"),
+    ("authority/lease.py", "def f():\n    import ada_url", "an extra: authority.targets alone"),
+    ("jobs/actor.py", "import ada_url", "an extra: authority.targets alone"),
+    ("wire/errors.py", "from ..authority.lease import Lease", "authority is above wire"),
     ("sessions/stream.py", "from trio.lowlevel import checkpoint", "no Trio"),
     ("jobs/actor.py", "from ..sessions.session import Session", "sessions is above jobs"),
     ("jobs/actor.py", "def f():\n    from ..runtime import Runtime", "runtime is above jobs"),
@@ -237,6 +266,8 @@ PLANTED = [
     ("__init__.py", "import rich", "command line"),
     ("runtime.py", "import pytest", "library for tests"),
     ("jobs/actor.py", "import asyncio", "on Trio"),
+    ("jobs/actor.py", "def f():\n    from opentelemetry import trace", "an extra"),
+    ("limits.py", "import opentelemetry.trace", "an extra"),
     ("attic.py", "import json\nfrom .limits import Limits", "attic stands on no floor"),
 ]
 
@@ -263,15 +294,22 @@ def test_a_planted_violation_is_found(tmp_path: Path, name: str, text: str, prob
 
 
 def test_importing_the_package_is_cheap() -> None:
-    """Whoever writes an agent pays for no command line and no test library; nor for the schema."""
-    unwanted = [*sorted(ABOVE_ONLY | FOR_TESTS_ONLY), "arcp_trio.wire.schema", "arcp_trio.cli", "asyncio"]
+    """Whoever writes an agent pays for no command line, no test library, no extra, no engine and no schema."""
+    unwanted = [
+        *sorted(ABOVE_ONLY | FOR_TESTS_ONLY | set(EXTRAS)),
+        "trio_websocket",
+        "arcp_trio.wire.schema",
+        "arcp_trio.spans",
+        "arcp_trio.cli",
+        "asyncio",
+    ]
     code = f"import arcp_trio, sys; print([name for name in {unwanted} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
-def test_the_wire_can_be_used_without_trio() -> None:
-    """Its own modules, that is: the package around it, which Python imports first, is on Trio."""
+def test_the_wire_and_the_authority_can_be_used_without_trio() -> None:
+    """Their own modules, that is: the package around it, which Python imports first, is on Trio."""
     code = (
         "import sys, types, importlib\n"
         "package = types.ModuleType('arcp_trio'); package.__path__ = [sys.argv[1]]\n"
@@ -279,9 +317,9 @@ def test_the_wire_can_be_used_without_trio() -> None:
         "for name in sys.argv[2:]: importlib.import_module('arcp_trio.' + name)\n"
         "print([name for name in ('trio', 'asyncio', 'trio_websocket') if name in sys.modules])"
     )
-    wire = [module_name(path, PACKAGE) for path in sorted((PACKAGE / "wire").glob("*.py"))]
+    below = [module_name(path, PACKAGE) for part in ("wire", "authority") for path in (PACKAGE / part).glob("*.py")]
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, str(PACKAGE), *wire, "records", "limits"],
+        [sys.executable, "-W", "error", "-c", code, str(PACKAGE), *sorted(below), "records", "limits"],
         capture_output=True,
         text=True,
         check=True,

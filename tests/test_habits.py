@@ -12,9 +12,15 @@ TESTS = Path(__file__).parent
 
 # Helpers that sleep and are only called where the clock is mocked, or in a process that is to sleep for ever.
 UNDER_A_MOCKED_CLOCK = {
+    "races/world.py::World",
     "races/test_terminal_races.py::run_race",
     "fuzz/test_first_frame.py::SlowVerifier",
     "interop/peer_server.py::slow",
+    "interop/peer_server.py::rotating",
+    "provisioning/fakes.py::taking",
+    "provisioning/fakes.py::deaf",
+    "provisioning/test_revocation.py::_wait_three_seconds",
+    "races/test_credential_races.py::Race",
     "interop/peer_stdio.py::slow",
     "client/test_client_and_runtime.py::make_agents",
 }

@@ -95,7 +95,49 @@ trio.run(main)
     assert len(lines) == 31
 
 
-@pytest.mark.parametrize("name", ["embedded", "server", "watch", "stdio"])
+@pytest.mark.requirement("D02", "P9.7")
+def test_the_example_of_what_a_job_may_cost() -> None:
+    definitions = example("embedded").partition("async def main")[0]
+    program = f"""{definitions}
+{example("budget")}
+async def main():
+    async with arcp_trio.open_runtime(agents) as runtime, runtime.open_session(principal="me") as client:
+        await spend(client)
+trio.run(main)
+"""
+    assert run(program) == "['ants', 'bees', 'moths'] 0.005\n"
+
+
+@pytest.mark.requirement("D02", "P9.4")
+def test_the_example_of_what_a_job_may_do(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("Ants are many.")
+    definitions = example("embedded").partition("async def main")[0]
+    program = f"""{definitions}
+{example("guarded")}
+from pathlib import Path
+async def main():
+    async with arcp_trio.open_runtime(agents) as runtime, runtime.open_session(principal="me") as client:
+        await ask(client, Path({str(text)!r}))
+trio.run(main)
+"""
+    assert run(program) == "Ants are … by tier-fast/small\nPERMISSION_DENIED\n"
+
+
+@pytest.mark.requirement("D02", "P10.1")
+def test_the_example_of_delegation() -> None:
+    definitions = example("embedded").partition("async def main")[0]
+    program = f"""{definitions}
+{example("delegation")}
+async def main():
+    async with arcp_trio.open_runtime(agents) as runtime, runtime.open_session(principal="me") as client:
+        await delegate(client)
+trio.run(main)
+"""
+    assert run(program) == "['Ants', 'Bees'] ['success', 'success']\n"
+
+
+@pytest.mark.parametrize("name", ["embedded", "server", "watch", "stdio", "budget", "guarded", "delegation"])
 def test_an_example_has_at_most_twenty_lines(name: str) -> None:
     assert len([line for line in example(name).splitlines() if line.strip()]) <= 20
 
@@ -135,7 +177,7 @@ def test_what_the_readme_names_exists() -> None:
     for name in re.findall(r"`(arcp_trio/[\w/]+\.py)`", text):
         assert (ROOT / name).is_file(), name
     commands = set(re.findall(r"arcp-trio (\w+)", text))
-    assert commands == {"demo", "serve", "submit", "watch", "jobs"}
+    assert commands == {"demo", "serve", "submit", "watch", "jobs", "store"}
     for command in sorted(commands):
         helped = subprocess.run(
             [sys.executable, "-m", "arcp_trio", command, "--help"],
@@ -155,13 +197,18 @@ def test_what_the_readme_names_exists() -> None:
 
 @pytest.mark.requirement("D04")
 def test_what_is_imported_is_what_is_required() -> None:
-    """A plain install has all that the package imports, the extra all that the command line does."""
+    """A plain install has all that the package imports, the extras all that the command line and the engine do."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     def names(requirements: list[str]) -> set[str]:
-        return {re.split(r"[\[<>=]", requirement)[0].replace("-", "_") for requirement in requirements}
+        # The API of OpenTelemetry is a part of a package of that name.
+        found = {re.split(r"[\[<>=]", requirement)[0].replace("-", "_") for requirement in requirements}
+        return {name.removesuffix("_api") for name in found}
 
-    plain, cli = names(project["dependencies"]), names(project["optional-dependencies"]["cli"])
+    optional = project["optional-dependencies"]
+    plain, cli = names(project["dependencies"]), names(optional["cli"])
+    # What the other extras bring is imported where it is used, and only there (tests/test_floors.py).
+    extras = set().union(*(names(optional[extra]) for extra in optional if extra not in ("cli", "test", "lint")))
     used: dict[bool, set[str]] = {True: set(), False: set()}
     for path in (ROOT / "arcp_trio").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -172,8 +219,9 @@ def test_what_is_imported_is_what_is_required() -> None:
             else:
                 continue
             used["cli" in path.relative_to(ROOT).parts] |= found - sys.stdlib_module_names - {"arcp_trio", "__future__"}
-    # What one of ours brings along and names in its own interface: trio-websocket's protocol, trio's outcomes.
-    assert used[False] <= plain | {"wsproto", "orjson"}, used[False] - plain
+    # What one of ours brings along and names in its own interface.
+    assert used[False] <= plain | extras | {"orjson"}, used[False] - plain
+    assert extras <= used[False]
     assert used[True] <= plain | cli
     assert plain - used[False] - used[True] == set()
     assert cli <= used[True]

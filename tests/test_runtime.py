@@ -135,6 +135,12 @@ class StuckTarget:
     def close_jobs(self, until: float) -> None:
         self._note(f"close jobs until {until:g}")
 
+    def bound_revocations(self, until: float) -> None:
+        self._note(f"bound revocations to {until:g}")
+
+    def stop_revoking(self) -> None:
+        self._note("stop revoking")
+
     def close_connections(self) -> None:
         self._note("close connections")
 
@@ -155,7 +161,32 @@ async def test_the_phases_share_one_deadline_whatever_never_ends(autojump_clock:
         # A shutdown is what a cancelled runtime does: no cancellation from outside stops it.
         scope.cancel()
         await shut_down(target, arcp_trio.Limits(drain_seconds=4, shutdown_seconds=14))
-    assert target.done == [(0, "stop listening"), (4, "close jobs until 11"), (14, "cancel connections")]
+    assert target.done == [
+        (0, "stop listening"),
+        (4, "bound revocations to 12.5"),
+        (4, "close jobs until 11"),
+        (14, "stop revoking"),
+        (14, "cancel connections"),
+    ]
+
+
+class EndingTarget(StuckTarget):
+    """One whose jobs end."""
+
+    async def wait_jobs_ended(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.requirement("C13")
+async def test_nothing_is_revoked_once_all_jobs_have_ended(autojump_clock: trio.testing.MockClock) -> None:
+    """What is left stands in the ledger, and a goodbye takes its time."""
+    target = EndingTarget()
+    await shut_down(target, arcp_trio.Limits(shutdown_seconds=10))
+    assert [(at, what) for at, what in target.done if what.startswith(("stop r", "close c"))] == [
+        (0, "stop revoking"),
+        (0, "close connections"),
+        (10, "stop revoking"),
+    ]
 
 
 async def test_the_drain_lets_jobs_end_by_themselves(script: Script, autojump_clock: trio.testing.MockClock) -> None:
@@ -277,7 +308,14 @@ async def test_one_event_is_encoded_once_however_many_follow(script: Script) -> 
             # Two more followers, by hand: subscriptions will do the same.
             tails: list[bytes] = []
             errors: list[Any] = []
-            original, encode = feed_module.encode_tail, feed_module.encode_payload
+            original, encode, encoder = feed_module.encode_tail, feed_module.encode_payload, feed_module.EventTails
+
+            class CountedTails(encoder):  # type: ignore[misc, valid-type]
+                def encode(self, *args: Any, **options: Any) -> bytes:
+                    tails.append(super().encode(*args, **options))
+                    return tails[-1]
+
+            feed_module.EventTails = CountedTails  # type: ignore[misc]
             feed_module.encode_tail = lambda *args, **kw: tails.append(original(*args, **kw)) or tails[-1]  # type: ignore[func-returns-value]
             feed_module.encode_payload = lambda message: errors.append(message) or encode(message)  # type: ignore[func-returns-value]
             try:
@@ -294,6 +332,7 @@ async def test_one_event_is_encoded_once_however_many_follow(script: Script) -> 
                 frames = [await each.receive_until("job.error") for each in (client, python, ruby)]
             finally:
                 feed_module.encode_tail, feed_module.encode_payload = original, encode
+                feed_module.EventTails = encoder  # type: ignore[misc]
             assert [frame["payload"]["final_status"] for frame in frames] == ["cancelled", "error", "cancelled"]
             # One event, and one terminal in two forms for three followers of three dialects.
             assert (len(tails), len(errors)) == (3, 2)

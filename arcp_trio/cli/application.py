@@ -19,6 +19,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
 
 from .._version import __version__
+from ..transports.engines import EngineName
 from .cancel import cancel as run_cancel
 from .connect import DEFAULT_URL, Target, read_command
 from .demo import demo as run_demo
@@ -30,7 +31,7 @@ from .results import check_output
 from .serve import ServeOptions, load_agents, make_verifier
 from .serve import serve as run_serve
 from .serve import serve_on_stdio as run_serve_on_stdio
-from .submit import SubmitOptions, read_input
+from .submit import SubmitOptions, read_input, read_lease
 from .submit import submit as run_submit
 from .terminal import complain, log_to_stderr
 from .text import clean
@@ -49,6 +50,7 @@ app = App(
 _Url = Annotated[str, Parameter(name="--url", env_var="ARCP_URL")]
 _Token = Annotated[str | None, Parameter(name="--token", env_var="ARCP_TOKEN")]
 _Flag = Parameter(negative="", show_default=False)
+_Engine = Annotated[EngineName, Parameter(name="--engine")]
 _AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
 
 _Output = Annotated[Path | None, Parameter(name="--output")]
@@ -71,6 +73,7 @@ def serve(
     token: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     anonymous: Annotated[bool, _Flag] = False,
     allow_plaintext: Annotated[bool, _Flag] = False,
+    engine: Annotated[EngineName | None, Parameter(name="--engine")] = None,
     stdio: Annotated[bool, _Flag] = False,
     principal: str | None = None,
     shutdown_seconds: float = 10.0,
@@ -94,6 +97,7 @@ def serve(
             process lists: the environment variable ARCP_TOKENS takes the same, with commas between.
         anonymous: Let everybody in, without tokens.
         allow_plaintext: Serve other machines without encryption, for example behind a proxy that does TLS.
+        engine: The library that carries the frames; if it is not given, websockets where arcp-trio[fast] is installed.
         stdio: Serve the program that starts this one, over stdin and stdout. It needs no token.
         principal: With --stdio: who that program is; "stdio" if it is not given.
         shutdown_seconds: How long a shutdown may take.
@@ -109,6 +113,7 @@ def serve(
             "--token": token,
             "--anonymous": anonymous,
             "--allow-plaintext": allow_plaintext,
+            "--engine": engine is not None,
         }
         for option, given in of_ports.items():
             if given:
@@ -123,7 +128,13 @@ def serve(
     if not 0 <= port <= _LARGEST_PORT:
         raise CommandError(f"--port: expected a number between 0 and {_LARGEST_PORT}, got {port}", ExitCode.USAGE)
     verifier = make_verifier(token, os.environ, anonymous=anonymous)
-    options = ServeOptions(host=host, port=port, allow_plaintext=allow_plaintext, shutdown_seconds=shutdown_seconds)
+    options = ServeOptions(
+        host=host,
+        port=port,
+        allow_plaintext=allow_plaintext,
+        shutdown_seconds=shutdown_seconds,
+        engine=engine or "auto",
+    )
     return trio.run(run_serve, load_agents(agents), verifier, options)
 
 
@@ -136,11 +147,14 @@ def submit(
     url: _Url = DEFAULT_URL,
     token: _Token = None,
     command: str | None = None,
+    lease: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    budget: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     max_runtime_sec: float | None = None,
     output: _Output = None,
     reconnect_seconds: _ReconnectSeconds = _RECONNECT_SECONDS,
     json: _AsJson = False,
     allow_plaintext: Annotated[bool, _Flag] = False,
+    engine: _Engine = "auto",
 ) -> ExitCode:
     """Submit a job, follow it live, and print its result.
 
@@ -158,17 +172,21 @@ def submit(
         token: Your token. Command lines show in process lists: better set ARCP_TOKEN.
         command: Start the runtime with this, and speak over its stdin and stdout, in place of --url. It ends with the
             job. For example "arcp-trio serve myagents:agents --stdio".
+        lease: NAMESPACE=PATTERN: what the job may do, for example "tool.call=search.*". May be given several times.
+        budget: What the job may cost, for example USD:5.00; a bar shows what is left. One for each currency.
         max_runtime_sec: End the job as timed out after so many seconds.
         output: Write the result into this file.
         reconnect_seconds: How long a lost connection is tried to get back; 0 for not at all.
         json: Print a line of JSON for each event, one where the connection is lost or comes back, and one for how the
             job ended, on stdout.
         allow_plaintext: Send the token to another machine without encryption.
+        engine: The library that carries the frames; auto takes websockets where arcp-trio[fast] is installed.
     """
     log_to_stderr(logging.WARNING)
     options = SubmitOptions(
         agent=agent,
         input=read_input(input),
+        lease_request=read_lease(lease, budget),
         max_runtime_sec=max_runtime_sec,
         output=output,
         as_json=json,
@@ -181,6 +199,7 @@ def submit(
         token=token,
         command=None if command is None else read_command(command),
         allow_plaintext=allow_plaintext,
+        engine=engine,
     )
     return trio.run(run_submit, target, options)
 
@@ -197,6 +216,7 @@ def watch(
     reconnect_seconds: _ReconnectSeconds = _RECONNECT_SECONDS,
     json: _AsJson = False,
     allow_plaintext: Annotated[bool, _Flag] = False,
+    engine: _Engine = "auto",
 ) -> ExitCode:
     """Follow a job that was submitted elsewhere, live, and print its result.
 
@@ -214,6 +234,7 @@ def watch(
         json: Print a line of JSON for how the job stands, for each event, where the connection is lost or comes back,
             and for how the job ended, on stdout.
         allow_plaintext: Send the token to another machine without encryption.
+        engine: The library that carries the frames; auto takes websockets where arcp-trio[fast] is installed.
     """
     log_to_stderr(logging.WARNING)
     options = WatchOptions(
@@ -225,7 +246,7 @@ def watch(
     )
     if output is not None:
         check_output(output)
-    return trio.run(run_watch, Target(url=url, token=token, allow_plaintext=allow_plaintext), options)
+    return trio.run(run_watch, Target(url=url, token=token, allow_plaintext=allow_plaintext, engine=engine), options)
 
 
 @app.command(sort_key=5, usage="Usage: arcp-trio jobs [OPTIONS]", help_epilogue="")
@@ -242,6 +263,7 @@ def jobs(
     reconnect_seconds: _ReconnectSeconds = _RECONNECT_SECONDS,
     json: _AsJson = False,
     allow_plaintext: Annotated[bool, _Flag] = False,
+    engine: _Engine = "auto",
 ) -> ExitCode:
     """List your jobs, oldest first.
 
@@ -263,6 +285,7 @@ def jobs(
         reconnect_seconds: How long --follow tries to get a lost connection back; 0 for not at all.
         json: Print a line of JSON for each job.
         allow_plaintext: Send the token to another machine without encryption.
+        engine: The library that carries the frames; auto takes websockets where arcp-trio[fast] is installed.
     """
     log_to_stderr(logging.WARNING)
     options = JobsOptions(
@@ -275,7 +298,7 @@ def jobs(
         interval_seconds=interval_seconds,
         reconnect_seconds=_check_reconnect(reconnect_seconds),
     )
-    return trio.run(run_jobs, Target(url=url, token=token, allow_plaintext=allow_plaintext), options)
+    return trio.run(run_jobs, Target(url=url, token=token, allow_plaintext=allow_plaintext, engine=engine), options)
 
 
 @app.command(sort_key=6, usage="Usage: arcp-trio cancel JOB_ID [OPTIONS]", help_epilogue="")
@@ -288,6 +311,7 @@ def cancel(
     reason: str = "cancelled on the command line",
     json: _AsJson = False,
     allow_plaintext: Annotated[bool, _Flag] = False,
+    engine: _Engine = "auto",
 ) -> ExitCode:
     """Ask for the end of a job, and say what became of that.
 
@@ -301,10 +325,69 @@ def cancel(
         reason: Why; the runtime keeps it with the job.
         json: Print one line of JSON on stdout.
         allow_plaintext: Send the token to another machine without encryption.
+        engine: The library that carries the frames; auto takes websockets where arcp-trio[fast] is installed.
     """
     log_to_stderr(logging.WARNING)
-    target = Target(url=url, token=token, allow_plaintext=allow_plaintext)
+    target = Target(url=url, token=token, allow_plaintext=allow_plaintext, engine=engine)
     return trio.run(run_interruptible, partial(run_cancel, target, job_id, reason=reason, as_json=json))
+
+
+store = App(
+    name="store", help="Look at a store's file, tidy it up, take out what is in it.", help_epilogue="", sort_key=7
+)
+app.command(store)
+
+_StorePath = Annotated[Path, Parameter(name="PATH")]
+
+
+@store.command(sort_key=1, usage="Usage: arcp-trio store inspect PATH [OPTIONS]", help_epilogue="")
+def inspect(path: _StorePath, /, *, full: Annotated[bool, _Flag] = False, json: _AsJson = False) -> ExitCode:
+    """Show what a store's file is and has: sizes, schema, how many of what, and whether it is sound.
+
+    Nothing is written. A store that a runtime has open can be looked at too. The exit code is 1 where something is
+    wrong with the file.
+
+    Args:
+        path: The file.
+        full: Check all of it: each row, and each index against its table. Else its structure, for a moment.
+        json: Print one line of JSON.
+    """
+    from . import store as commands  # noqa: PLC0415  # SQLite is for these alone
+
+    return commands.inspect(path, full=full, as_json=json)
+
+
+@store.command(sort_key=2, usage="Usage: arcp-trio store vacuum PATH [OPTIONS]", help_epilogue="")
+def vacuum(path: _StorePath, /, *, json: _AsJson = False) -> ExitCode:
+    """Write a store's file anew, without the space that is free in it.
+
+    All of it is checked first; one that is damaged is left as it is. It must not be in use, and needs as much space
+    again on its disk meanwhile.
+
+    Args:
+        path: The file.
+        json: Print one line of JSON.
+    """
+    from . import store as commands  # noqa: PLC0415  # as above
+
+    return commands.vacuum(path, as_json=json)
+
+
+@store.command(sort_key=3, usage="Usage: arcp-trio store export PATH [OPTIONS]", help_epilogue="")
+def export(path: _StorePath, /, *, key_file: Annotated[Path | None, Parameter(name="--key-file")] = None) -> ExitCode:
+    """Print all that is in a store, as it is at one moment: a line of JSON for each job, event, session and key.
+
+    Nothing is written. A store that a runtime has open can be exported too. Resume tokens are not in it, nor the
+    values of credentials, which are never stored.
+
+    Args:
+        path: The file.
+        key_file: A file with the key of an encrypted store: 64 hexadecimal digits. The environment variable
+            ARCP_STORE_KEY has the same.
+    """
+    from . import store as commands  # noqa: PLC0415  # as above
+
+    return commands.export(path, key_file=key_file)
 
 
 @app.command(sort_key=1, help_epilogue="")

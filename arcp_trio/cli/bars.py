@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+import math
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -45,6 +47,7 @@ _LABEL_STYLES = {
 }
 _LABEL_WIDTH = 11
 _CURRENCIES = 4
+_GAUGE_CELLS = 5
 _WIDE = 80
 _NARROW = 60
 _VERY_NARROW = 40
@@ -178,7 +181,9 @@ class JobBars:
         shown = Text(clean(name))
         shown.truncate(max(_NAME_CELLS, self._console.width // 4), overflow="ellipsis")
         self._amounts.name_cells = max(self._amounts.name_cells, shown.cell_len)
-        return self._progress.add_task(shown.plain, total=total, status="", amount="", progress="", budget={}, alert="")
+        return self._progress.add_task(
+            shown.plain, total=total, status="", amount="", progress="", left={}, limits={}, alert=""
+        )
 
     def print(self, label: str, line: str, *, name: str | None = None, soft_wrap: bool = False) -> None:
         """Print a line above the bars.
@@ -189,7 +194,7 @@ class JobBars:
             name: Whose line it is, where there are several jobs.
             soft_wrap: Whether the terminal breaks the line where it is too long: a command in it can be copied then.
         """
-        text = Text(f"{name:<9}" if name is not None else "", style="dim", overflow="fold")
+        text = Text(f"{name:<8} " if name is not None else "", style="dim", overflow="fold")
         text.append(f"{label:<{_LABEL_WIDTH}} ", style=_LABEL_STYLES.get(label, "dim cyan"))
         text.append(line, style="default not dim")
         self._progress.console.print(text, soft_wrap=soft_wrap)
@@ -198,17 +203,15 @@ class JobBars:
         """Print a line below the bars, once they stand still."""
         self._last.append(text)
 
-    def show(self, bar: TaskID, event: Event | Skipped, *, name: str | None = None) -> None:
-        """Show an event: progress on its bar, everything else above the bars."""
+    def show(self, bar: TaskID | None, event: Event | Skipped, *, name: str | None = None) -> None:
+        """Show an event: progress on its bar, if it has one, everything else above the bars."""
         if isinstance(event, Skipped):
             self.print(*describe_event(event), name=name)
         elif event.kind == "progress":
-            self._show_progress(bar, event)
-        elif event.kind == "metric" and event.body.get("name") == RUNTIME_METRIC:
-            # It comes with each expense: a line for each would bury all others.
-            value, unit = event.body.get("value"), event.body.get("unit")
-            self.show_budget(bar, {str(unit or ""): describe_quantity(value, unit)})
-        else:
+            if bar is not None:
+                self._show_progress(bar, event)
+        elif event.kind != "metric" or event.body.get("name") != RUNTIME_METRIC:
+            # What is left of a budget is on its gauge, for it comes with each expense: lines would bury all others.
             self.print(*describe_event(event), name=name)
 
     def _show_progress(self, bar: TaskID, event: Event) -> None:
@@ -225,20 +228,34 @@ class JobBars:
         )
         self._show_amount(bar)
 
-    def show_budget(self, bar: TaskID, amounts: dict[str, str]) -> None:
-        """Show what is left of a job's budget.
+    def show_budget(
+        self, bar: TaskID, left: Mapping[str, Decimal], limits: Mapping[str, Decimal] | None = None
+    ) -> None:
+        """Show what is left of a job's budget, as a gauge where it is known of how much.
 
         Args:
             bar: The job's.
-            amounts: Text to show for each currency; of the others what was shown last stays. Past four of them
-                further ones are left out.
+            left: By currency; of the others what was shown last stays. Past four of them further ones are left out.
+            limits: What there was at first; ``None`` where it was said before, or is not known.
         """
-        shown: dict[str, str] = self._task(bar).fields["budget"]
-        for currency, amount in amounts.items():
+        fields = self._task(bar).fields
+        fields["limits"].update(limits or {})
+        shown: dict[str, Decimal] = fields["left"]
+        for currency, amount in left.items():
             # The names come over the wire: as many as there is room for.
             if currency in shown or len(shown) < _CURRENCIES:
                 shown[currency] = amount
         self._show_amount(bar)
+
+    def _gauge(self, currency: str, left: Decimal, limit: Decimal | None) -> str:
+        """Return ``▰▰▱▱▱ 1.42 of 5.00 USD``."""
+        if limit is None:
+            return describe_quantity(left, currency)
+        full, empty = symbol(self._console, "▰", "#"), symbol(self._console, "▱", "-")
+        # What is left shows, however little it is; what is not does not.
+        cells = min(_GAUGE_CELLS, math.ceil(_GAUGE_CELLS * left / limit)) if left > 0 and limit > 0 else 0
+        amount = f"{describe_quantity(left)} of {describe_quantity(limit, currency)}"
+        return f"{full * cells}{empty * (_GAUGE_CELLS - cells)} {amount}"
 
     def show_alert(self, bar: TaskID, text: str) -> None:
         """Show on a bar, in place of how far its job is, why that is not known; ``""`` takes it away."""
@@ -247,7 +264,10 @@ class JobBars:
 
     def _show_amount(self, bar: TaskID) -> None:
         fields = self._task(bar).fields
-        left = ", ".join(fields["budget"].values())
+        limits: dict[str, Decimal] = fields["limits"]
+        left = ", ".join(
+            self._gauge(currency, amount, limits.get(currency)) for currency, amount in fields["left"].items()
+        )
         parts = [fields["alert"]] if fields["alert"] else [fields["progress"], f"{left} left" if left else ""]
         self._progress.update(bar, amount="  ".join(part for part in parts if part))
 
@@ -257,6 +277,10 @@ class JobBars:
     def count(self, bar: TaskID, completed: int, total: int, noun: str) -> None:
         """Show a number that the command counts itself."""
         self._progress.update(bar, completed=completed, total=total, amount=f"{completed}/{total} {noun}")
+
+    def remove(self, bar: TaskID) -> None:
+        """Take a bar away: its job has ended, and others are shown."""
+        self._progress.remove_task(bar)
 
     def end(self, bar: TaskID, status: str) -> None:
         """Show how a job ended: a full bar for a success, else what was reached."""

@@ -15,6 +15,7 @@ from ..client.opening import open_client
 from ..client.process import open_process_client
 from ..client.reconnect import Reconnect
 from ..limits import ClientLimits
+from ..transports.engines import EngineName
 from ..wire.errors import ARCPError
 from .errors import CommandError, ExitCode, describe_refusal
 from .text import clean
@@ -38,12 +39,14 @@ class Target:
         token: The user's token; ``None`` where he gave none, which a gateway for everybody accepts.
         command: What starts the runtime, to speak over its stdin and stdout; ``None`` connects to ``url``.
         allow_plaintext: Whether the token may go to another machine unencrypted.
+        engine: Which library carries the frames of ``url``.
     """
 
     url: str
     token: str | None = attrs.field(default=None, repr=False)
     command: tuple[str, ...] | None = attrs.field(default=None, repr=False)
     allow_plaintext: bool = False
+    engine: EngineName = "auto"
 
     @property
     def is_shared(self) -> bool:
@@ -57,6 +60,8 @@ class Target:
             line += ["--url", self.url]
         if self.allow_plaintext:
             line.append("--allow-plaintext")
+        if self.engine != "auto":
+            line += ["--engine", self.engine]
         return clean(shlex.join(line))
 
 
@@ -121,12 +126,15 @@ async def open_session(
             limits=CLIENT_LIMITS,
             reconnect=reconnect,
             allow_plaintext=target.allow_plaintext,
+            engine=target.engine,
         )
     async with AsyncExitStack() as stack:
         try:
             client = await stack.enter_async_context(opening)
         except ARCPError as exc:
             raise CommandError(describe_refusal(exc, has_token=target.token is not None)) from exc
+        except ImportError as exc:
+            raise CommandError(f"--engine: {exc}", ExitCode.USAGE) from exc
         except ValueError as exc:
             message = str(exc).replace("say allow_plaintext=True", "say --allow-plaintext")
             raise CommandError(f"--url: {clean(message)}", ExitCode.USAGE) from exc

@@ -22,6 +22,7 @@ from ..client.job_handle import CancelOutcome, JobHandle
 from ..client.opening import open_client_over
 from ..client.results import ResultFile
 from ..gateway import Listening, serve_websocket
+from ..jobs.guarded_files import CAN_OPEN
 from ..limits import Limits
 from ..runtime import open_runtime
 from ..sessions.auth import StaticTokens
@@ -30,7 +31,7 @@ from ..transports.websocket import open_websocket
 from ..wire.errors import ARCPError
 from ..wire.jsontext import JSONValue, encode_json
 from .connect import CLIENT_LIMITS
-from .demo_agents import agents, library_root, sources
+from .demo_agents import agents, lease, library_root, sources
 from .demo_report import Row, Totals, find_problems, make_table
 from .demo_views import DemoView, LinesDemoView, LiveDemoView, QuietDemoView
 from .demo_wire import WireCounter
@@ -169,7 +170,9 @@ class _Demo:
         return [self._row(self._ended[plan.name]) for plan in _PLANS]
 
     async def _run_job(self, plan: _Plan, *, task_status: trio.TaskStatus[None]) -> None:
-        job = await self._client.submit(plan.agent, plan.input, max_runtime_sec=plan.max_runtime_sec)
+        job = await self._client.submit(
+            plan.agent, plan.input, lease_request=lease(), max_runtime_sec=plan.max_runtime_sec
+        )
         started = trio.current_time()
         self._view.start(plan.name)
         task_status.started()
@@ -231,6 +234,8 @@ class _Demo:
 async def _run(view: DemoView) -> list[Row]:
     """Open the gateway and the client, and run the demo between them."""
     truth = await trio.to_thread.run_sync(_find_truth)
+    if not CAN_OPEN:
+        raise CommandError("the demo's agents open files below a lease, and this platform has no safe way to do that")
     if not truth.files:
         raise CommandError(f"this Python has no sources to work on in {library_root()}")
     token = secrets.token_urlsafe()

@@ -1,7 +1,8 @@
 """The demo's agents: real work on real files, the sources of Python's standard library and nothing else.
 
 ``arcp-trio demo`` runs them. So does ``arcp-trio serve arcp_trio.cli.demo_agents:agents --token t=me``: what a client
-may ask of them is bounded, and no input leads to another file.
+may ask of them is bounded, and no input leads to another file. They read what their job's lease allows, ``fs.read`` of
+the library's folder, and nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..jobs.agents import Agents
 from ..jobs.context import JobContext
 from ..wire.errors import InvalidRequestError
 
-__all__ = ["agents", "library_root", "sources"]
+__all__ = ["agents", "lease", "library_root", "sources"]
 
 agents = Agents()
 
@@ -41,18 +42,26 @@ _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
 
 
 def library_root() -> Path:
-    """Return the folder of the standard library."""
-    return Path(sysconfig.get_paths()["stdlib"])
+    """Return the folder of the standard library, by its real path."""
+    return Path(sysconfig.get_paths()["stdlib"]).resolve()
+
+
+def lease() -> dict[str, list[str]]:
+    """Return what a job needs of a lease to read the library."""
+    return {"fs.read": [f"{library_root()}/**"]}
 
 
 @cache
 def sources() -> tuple[Path, ...]:
-    """Return the source files that the agents work on, in order: those that are UTF-8 text, as nearly all are."""
+    """Return the source files that the agents work on, in order: those that are UTF-8 text, as nearly all are.
+
+    Without links: a distribution may have its own files elsewhere, where the lease does not reach.
+    """
     root = library_root()
     paths = [*root.glob("*.py")]
     for package in _PACKAGES:
         paths += [path for path in (root / package).rglob("*.py") if "test" not in path.parts]
-    return tuple(path for path in sorted(paths) if _is_text(path))
+    return tuple(path for path in sorted(paths) if path.resolve() == path and _is_text(path))
 
 
 def _is_text(path: Path) -> bool:
@@ -65,6 +74,13 @@ def _is_text(path: Path) -> bool:
 
 def _name(path: Path) -> str:
     return path.relative_to(library_root()).as_posix()
+
+
+async def _read(job: JobContext, path: Path) -> str:
+    """Read a file as it is, below the job's lease."""
+    # Without newline="" universal newlines would change the bytes.
+    async with job.open_file(path, encoding="utf-8", newline="") as file:
+        return await file.read()
 
 
 def _option(value: Any, name: str, default: int, largest: int) -> int:
@@ -81,7 +97,7 @@ async def count(job: JobContext, _: Any) -> dict[str, int]:
     paths = await trio.to_thread.run_sync(sources)
     lines = words = 0
     for number, path in enumerate(paths, 1):
-        text = await trio.to_thread.run_sync(path.read_text, "utf-8")
+        text = await _read(job, path)
         lines += text.count("\n")
         words += len(text.split())
         await job.progress(number, len(paths), "files")
@@ -97,6 +113,9 @@ async def hash_files(job: JobContext, value: Any) -> dict[str, str]:
     """
     passes = _option(value, "passes", 1, _MAX_PASSES)
     paths = await trio.to_thread.run_sync(sources)
+    for path in paths:
+        # Once, before the thread begins: a thread that opens files by itself has to ask by itself.
+        await job.authorize("fs.read", str(path))
     total = passes * len(paths)
 
     def work() -> dict[str, str]:
@@ -115,9 +134,9 @@ async def hash_files(job: JobContext, value: Any) -> dict[str, str]:
     return digests
 
 
-def _find(path: Path, pattern: re.Pattern[str]) -> list[tuple[int, str]]:
+async def _find(job: JobContext, path: Path, pattern: re.Pattern[str]) -> list[tuple[int, str]]:
     """Return the lines that match, with their numbers."""
-    lines = path.read_text("utf-8").splitlines()
+    lines = (await _read(job, path)).splitlines()
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if pattern.search(line)]
 
 
@@ -137,7 +156,7 @@ async def search(job: JobContext, value: Any) -> dict[str, int]:
     paths = await trio.to_thread.run_sync(sources)
     matches = files = 0
     for number, path in enumerate(paths, 1):
-        found = await trio.to_thread.run_sync(_find, path, pattern)
+        found = await _find(job, path, pattern)
         files += bool(found)
         for line_number, line in found:
             matches += 1
@@ -154,9 +173,7 @@ async def bundle(job: JobContext, _: Any) -> None:
     paths = await trio.to_thread.run_sync(sources)
     async with job.stream_result(content_type="text/x-python; charset=utf-8") as out:
         for number, path in enumerate(paths, 1):
-            # Not read_text: its universal newlines would change the bytes.
-            data = await trio.to_thread.run_sync(path.read_bytes)
-            await out.write(data.decode())
+            await out.write(await _read(job, path))
             if number % _FILES_PER_EVENT == 0 or number == len(paths):
                 await job.progress(number, len(paths), "files")
 
@@ -166,7 +183,7 @@ async def fail(job: JobContext, _: Any) -> None:
     """Open a file that does not exist: its client hears of an INTERNAL_ERROR, and the runtime's log has the rest."""
     missing = library_root() / "no_such_module.py"
     await job.status("reading", missing.name)
-    await trio.to_thread.run_sync(missing.read_bytes)
+    await _read(job, missing)
 
 
 @agents.register("endless")
@@ -177,7 +194,7 @@ async def endless(job: JobContext, value: Any) -> None:
     searched = 0
     while True:
         for path in paths:
-            await trio.to_thread.run_sync(_find, path, pattern)
+            await _find(job, path, pattern)
             searched += 1
             if searched % _FILES_PER_EVENT == 0:
                 await job.progress(searched, units="files")

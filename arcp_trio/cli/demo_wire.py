@@ -36,6 +36,11 @@ class WireCounter:
         """Where it leads."""
         return self._transport.description
 
+    @property
+    def private(self) -> bool:
+        """Whether nobody on the way can read it."""
+        return self._transport.private
+
     def _count(self, frame: bytes | str) -> None:
         # The standard library's decoder, not the package's: what is shown to be right takes no part in it.
         envelope = json.loads(frame)

@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from ..client.client import Client
 from ..client.job_handle import JobHandle
 from ..client.reconnect import ConnectionState, Reconnect
 from ..client.results import ResultFile
@@ -17,6 +18,7 @@ from ..wire.errors import ARCPError
 from ..wire.jsontext import JSONValue
 from .connect import Target
 from .errors import CommandError, describe_lost
+from .family import Family
 from .interrupts import run_beside
 from .network import ConnectionNews
 from .results import describe_terminal, print_result, save_result
@@ -142,19 +144,28 @@ class Follower:
         await self._wait_resumed()
         await self.view.connection(state)
 
-    async def follow(self, job: JobHandle) -> Ending:
-        """Show the job's events, up to its end.
+    async def follow(self, client: Client, job: JobHandle) -> Ending:
+        """Show the job's events, and those of the jobs that it delegates, up to its end.
+
+        Args:
+            client: Whose job it is.
+            job: The job.
 
         Raises:
             CommandError: The session was lost before the end.
         """
         lost: ARCPError | None = None
-        try:
-            async for event in job.events():
-                await self._wait_resumed()
-                await self.view.event(event)
-        except ARCPError as exc:
-            lost = exc
+        async with trio.open_nursery() as nursery:
+            family = Family(client, self.view, self._wait_resumed, nursery)
+            try:
+                async for event in job.events():
+                    await self._wait_resumed()
+                    await self.view.event(event)
+                    family.heed(job, event)
+            except ARCPError as exc:
+                lost = exc
+            # No child outlives its parent: what they still have to say is here already.
+            nursery.cancel_scope.deadline = trio.current_time() + _LEAVE_SECONDS
         await self._wait_resumed()
         await self._news.flush(self.view.connection)
         # Before its task is cancelled: a write that is left half done would mix with the next one.

@@ -22,6 +22,7 @@ from ..jobs.agents import Agents
 from ..limits import Limits
 from ..runtime import Runtime, open_runtime
 from ..sessions.auth import AnonymousAccess, StaticTokens, Verifier
+from ..transports.engines import EngineName
 from ..transports.stdio import open_stdio
 from .errors import CommandError, ExitCode
 from .text import clean
@@ -43,12 +44,14 @@ class ServeOptions:
         port: The port; 0 picks a free one.
         allow_plaintext: Whether tokens may cross a network unencrypted.
         shutdown_seconds: How long a shutdown may take.
+        engine: Which library carries the frames.
     """
 
     host: str
     port: int
     allow_plaintext: bool
     shutdown_seconds: float
+    engine: EngineName = "auto"
 
 
 def load_agents(reference: str) -> Agents:
@@ -146,7 +149,7 @@ async def serve(agents: Agents, verifier: Verifier, options: ServeOptions) -> Ex
         ``OK``: every job has its terminal event, and no agent is left.
 
     Raises:
-        CommandError: The port cannot be opened.
+        CommandError: The port cannot be opened, or the engine is not installed.
 
     Cancellation: shuts down likewise.
     """
@@ -232,11 +235,20 @@ async def _serve(agents: Agents, verifier: Verifier | None, limits: Limits, star
 
 async def _listen(runtime: Runtime, nursery: trio.Nursery, agents: Agents, options: ServeOptions) -> None:
     """Open the port, and say so on stdout."""
-    listener = partial(serve_websocket, runtime, options.host, options.port, allow_plaintext=options.allow_plaintext)
+    listener = partial(
+        serve_websocket,
+        runtime,
+        options.host,
+        options.port,
+        allow_plaintext=options.allow_plaintext,
+        engine=options.engine,
+    )
     try:
         listening: Listening = await nursery.start(listener, name="arcp gateway")
     except OSError as exc:
         raise CommandError(f"cannot listen on {options.host}:{options.port}: {exc.strerror or exc}") from exc
+    except ImportError as exc:
+        raise CommandError(f"--engine: {exc}", ExitCode.USAGE) from exc
     except ValueError as exc:
         message = str(exc).replace(
             "give an ssl_context, or say allow_plaintext=True",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from .interrupts import run_beside, run_interruptible
 from .results import check_output
 from .text import clean
 
-__all__ = ["ANSWER_SECONDS", "SubmitOptions", "read_input", "submit"]
+__all__ = ["ANSWER_SECONDS", "SubmitOptions", "read_input", "read_lease", "submit"]
 
 ANSWER_SECONDS = 15.0
 """How long control-C's question waits for an answer."""
@@ -38,6 +39,7 @@ class SubmitOptions:
     Attributes:
         agent: ``name`` or ``name@version``.
         input: Any JSON value.
+        lease_request: Namespaces, each with its patterns; ``None`` asks for nothing.
         max_runtime_sec: Seconds after which the job ends as timed out.
         output: Where the result goes; ``None`` for stdout.
         as_json: Whether to print lines of JSON.
@@ -46,6 +48,7 @@ class SubmitOptions:
 
     agent: str
     input: JSONValue
+    lease_request: Mapping[str, Sequence[str]] | None
     max_runtime_sec: float | None
     output: Path | None
     as_json: bool
@@ -76,6 +79,27 @@ def read_input(text: str) -> JSONValue:
         if text != "-" and text.strip() and not text.lstrip().startswith(("{", "[", '"')):
             hint = "; a string needs its quotes: '\"text\"'"
         raise CommandError(f"{where} is not JSON: {clean(str(exc))}{hint}", ExitCode.USAGE) from None
+
+
+def read_lease(grants: Sequence[str], budget: Sequence[str]) -> dict[str, list[str]] | None:
+    """Return the lease to ask for; whether the runtime can read it is the runtime's to say.
+
+    Args:
+        grants: ``NAMESPACE=PATTERN`` each.
+        budget: Amounts.
+
+    Raises:
+        CommandError: A grant has not that form.
+    """
+    lease: dict[str, list[str]] = {}
+    for grant in grants:
+        namespace, equals, pattern = grant.partition("=")
+        if not (namespace and equals and pattern):
+            raise CommandError(f"--lease: expected NAMESPACE=PATTERN, got {clean(grant)!r}", ExitCode.USAGE)
+        lease.setdefault(namespace, []).append(pattern)
+    if budget:
+        lease.setdefault("cost.budget", []).extend(budget)
+    return lease or None
 
 
 class _Submission:
@@ -116,7 +140,7 @@ class _Submission:
         with self._view.open():
             started = trio.current_time()
             await self._view.began(job)
-            ending = await run_beside(partial(self._follower.follow, job), partial(self._heed_interrupt, job))
+            ending = await run_beside(partial(self._follower.follow, client, job), partial(self._heed_interrupt, job))
             self._may_exist = False
             await self._view.ended(job, trio.current_time() - started, ending.failure)
         await self._follower.deliver(job, ending, self._options.output)
@@ -125,7 +149,12 @@ class _Submission:
     async def _submit(self, client: Client) -> JobHandle:
         options = self._options
         try:
-            return await client.submit(options.agent, options.input, max_runtime_sec=options.max_runtime_sec)
+            return await client.submit(
+                options.agent,
+                options.input,
+                lease_request=options.lease_request,
+                max_runtime_sec=options.max_runtime_sec,
+            )
         except AgentNotAvailableError as exc:
             names = [entry.name for entry in client.welcome.capabilities.agents or ()]
             there = f"; there are: {clean(', '.join(names))}" if names else ""

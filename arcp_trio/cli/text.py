@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from ..client.events import Event, Skipped
 from ..client.reconnect import ConnectionState
 from ..transports.base import CloseCode, TransportClosedError
@@ -9,6 +11,7 @@ from ..wire.jsontext import JSONValue, encode_json
 
 __all__ = [
     "age_of",
+    "child_name",
     "clean",
     "count_of",
     "describe_connection",
@@ -21,6 +24,7 @@ __all__ = [
 
 _SHORT_ID = 8
 _BINARY_KIB = 1024
+_LONGEST_AMOUNT = 14
 _BROKEN = str(TransportClosedError(CloseCode.ABNORMAL))
 MAX_LINE = 2_000
 """Characters of one value that are shown; what is longer is cut, with an ellipsis."""
@@ -50,7 +54,11 @@ def _compact(value: JSONValue) -> str:
         return clean(repr(value))
 
 
-def _number(value: JSONValue) -> str:
+def _number(value: JSONValue | Decimal) -> str:
+    if isinstance(value, Decimal):
+        # As it was written, 1.50 say, unless nobody would read it to its end.
+        written = f"{value:,f}"
+        return written if len(written) <= _LONGEST_AMOUNT else f"{value:,.6g}"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
@@ -88,6 +96,11 @@ def short_id(job_id: str) -> str:
     return job_id if len(job_id) <= _SHORT_ID else f"…{job_id[-_SHORT_ID:]}"
 
 
+def child_name(agent: str, job_id: str) -> str:
+    """Return what stands before the lines of a delegated job: its agent and the end of its id, ``writer …1A2B3C4D``."""
+    return f"{clean(agent.partition('@')[0])} {short_id(job_id)}"
+
+
 def describe_progress(body: dict[str, JSONValue]) -> str:
     """Return ``12/400 files`` for the body of a progress event; without a total ``12 files``."""
     amount = _number(body.get("current", 0))
@@ -97,7 +110,7 @@ def describe_progress(body: dict[str, JSONValue]) -> str:
     return f"{amount} {_compact(units)}" if units else amount
 
 
-def describe_quantity(value: JSONValue, unit: JSONValue = None) -> str:
+def describe_quantity(value: JSONValue | Decimal, unit: JSONValue = None) -> str:
     """Return a number with its unit: ``1,024 files``, ``0.25 USD``."""
     return f"{_number(value)} {_compact(unit)}" if unit else _number(value)
 
@@ -150,6 +163,12 @@ def describe_event(event: Event | Skipped) -> tuple[str, str]:
         case "tool_result":
             error = body.get("error")
             return "tool result", f"failed: {_compact(error)}" if error else _compact(body.get("result"))
+        case "delegate":
+            child = body.get("child_job_id")
+            name = _compact(body.get("agent", ""))
+            child_id = f" as {short_id(child)}" if isinstance(child, str) else ""
+            value = "" if body.get("input") is None else f" {_compact(body['input'])}"
+            return "delegate", f"{name}{child_id}{value}"
         case "artifact_ref":
             details = [_compact(body.get("content_type", ""))]
             if isinstance(body.get("byte_size"), int):

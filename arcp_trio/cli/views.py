@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
+from ..client.budget import read_amount
 from ..client.events import Event, Skipped
 from ..client.job_handle import JobHandle
 from ..client.reconnect import ConnectionState
@@ -17,7 +18,7 @@ from ..wire.jsontext import encode_json
 from .bars import STATUS_STYLES, JobBars, styled_status
 from .errors import describe_error
 from .terminal import LineWriter, Output, make_console
-from .text import clean, describe_connection, describe_event, describe_quantity
+from .text import child_name, clean, describe_connection, describe_event, describe_quantity
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +30,8 @@ _PROGRESS_SECONDS = 1.0
 _LABEL_WIDTH = 11
 # The first says what broke the connection, the second why there is no other.
 _ATTEMPTS_IN_FULL = 2
+# More would push what is said off the screen.
+_CHILD_BARS = 8
 
 
 class JobView(Protocol):
@@ -41,8 +44,11 @@ class JobView(Protocol):
     async def began(self, job: JobHandle) -> None:
         """Show that the job was accepted, or is watched from now on."""
 
-    async def event(self, event: Event | Skipped) -> None:
-        """Show an event."""
+    async def event(self, event: Event | Skipped, child: JobHandle | None = None) -> None:
+        """Show an event of the job, or of a job of its family that was delegated."""
+
+    async def child_ended(self, child: JobHandle, failure: ARCPError | None) -> None:
+        """Show how a delegated job ended, but not its result."""
 
     async def connection(self, state: ConnectionState) -> None:
         """Show that the connection was lost, or came back."""
@@ -76,14 +82,16 @@ def _describe_beginning(job: JobHandle) -> tuple[str, str, str | None]:
     missing = None
     if there.truncated_before is not None:
         missing = f"its events before number {there.truncated_before:,} are kept no longer"
-    left = ", ".join(_budget_of(job).values())
+    # As it was said: the handle's own may be of later events, which are shown below.
+    amounts = ((currency, read_amount(value, currency)) for currency, value in (there.budget or {}).items())
+    left = ", ".join(describe_quantity(amount, currency) for currency, amount in amounts if amount is not None)
     return "watching", f"{name}, {clean(there.current_status)}{f', {left} left' if left else ''}", missing
 
 
-def _budget_of(job: JobHandle) -> dict[str, str]:
-    """Return what is left of a watched job's budget, for each currency, where the runtime says it."""
-    budget = job.subscribed.budget if job.subscribed is not None else None
-    return {currency: describe_quantity(value, currency) for currency, value in (budget or {}).items()}
+def _describe_ending(job: JobHandle, failure: ARCPError | None, seconds: float | None = None) -> str:
+    reason = "" if failure is None else f": {describe_error(failure)}"
+    duration = "" if seconds is None else f" after {seconds:.1f} s"
+    return f"{clean(job.status)}{duration}{reason}"
 
 
 class Throttle:
@@ -138,14 +146,24 @@ class JSONView:
         line |= {"trace_id": there.trace_id, "truncated_before": there.truncated_before}
         await self._output.print(encode_json(line).decode())
 
-    async def event(self, event: Event | Skipped) -> None:
-        """Print an event."""
+    async def event(self, event: Event | Skipped, child: JobHandle | None = None) -> None:
+        """Print an event: of whichever job, it names it."""
         line: dict[str, Any]
         if isinstance(event, Skipped):
             line = {"type": "skipped", "count": event.count}
+            if child is not None:
+                line["job_id"] = child.job_id
         else:
             line = {"type": "event", "job_id": event.job_id, "kind": event.kind}
             line |= {"event_seq": event.event_seq, "ts": event.ts, "body": event.body}
+        await self._output.print(encode_json(line).decode())
+
+    async def child_ended(self, child: JobHandle, failure: ARCPError | None) -> None:
+        """Print a line: the last line of all is that of the job itself."""
+        line: dict[str, Any] = {"type": "child_ended", "job_id": child.job_id, "agent": child.agent}
+        line |= {"parent_job_id": child.parent_job_id, "status": child.status}
+        if failure is not None:
+            line["error"] = {"code": failure.code, "message": failure.message, "retryable": failure.retryable}
         await self._output.print(encode_json(line).decode())
 
     async def connection(self, state: ConnectionState) -> None:
@@ -189,8 +207,9 @@ class PlainView:
         """Do nothing: lines need no beginning."""
         return nullcontext()
 
-    async def _print(self, label: str, line: str) -> None:
-        await self._output.print(f"{label:<{_LABEL_WIDTH}} {line}".rstrip())
+    async def _print(self, label: str, line: str, child: JobHandle | None = None) -> None:
+        whose = "" if child is None else f"[{child_name(child.agent, child.job_id)}] "
+        await self._output.print(f"{label:<{_LABEL_WIDTH}} {whose}{line}".rstrip())
 
     async def began(self, job: JobHandle) -> None:
         """Print the job's id."""
@@ -199,13 +218,17 @@ class PlainView:
         if missing:
             await self._print("-", missing)
 
-    async def event(self, event: Event | Skipped) -> None:
+    async def event(self, event: Event | Skipped, child: JobHandle | None = None) -> None:
         """Print an event; of progress one line a second."""
         if isinstance(event, Event) and event.kind == "progress" and not self._throttle.is_due():
             return
         if self._notices.is_repeated(event):
             return
-        await self._print(*describe_event(event))
+        await self._print(*describe_event(event), child)
+
+    async def child_ended(self, child: JobHandle, failure: ARCPError | None) -> None:
+        """Print how a delegated job ended."""
+        await self._print("ended", _describe_ending(child, failure), child)
 
     async def connection(self, state: ConnectionState) -> None:
         """Print what is worth saying about the connection."""
@@ -233,9 +256,7 @@ class PlainView:
 
     async def ended(self, job: JobHandle, seconds: float | None, failure: ARCPError | None) -> None:
         """Print how the job ended."""
-        reason = "" if failure is None else f": {describe_error(failure)}"
-        duration = "" if seconds is None else f" after {seconds:.1f} s"
-        await self._print("ended", f"{clean(job.status)}{duration}{reason}")
+        await self._print("ended", _describe_ending(job, failure, seconds))
 
 
 class LiveView:
@@ -249,6 +270,9 @@ class LiveView:
         self._console = console
         self._bars = JobBars(console)
         self._bar: TaskID | None = None
+        self._job: JobHandle | None = None
+        # Of delegated jobs that run: those that there is room for.
+        self._child_bars: dict[str, TaskID] = {}
         self._notices = Notices()
 
     def open(self) -> AbstractContextManager[object]:
@@ -262,15 +286,43 @@ class LiveView:
         self._bars.print(label, line)
         if missing:
             self._bars.print("-", missing)
-        self._bar = self._bars.add(job.agent.partition("@")[0])
-        self._bars.show_budget(self._bar, _budget_of(job))
+        self._bar, self._job = self._bars.add(job.agent.partition("@")[0]), job
+        self._bars.show_budget(self._bar, job.budget, job.budget_limits)
 
-    async def event(self, event: Event | Skipped) -> None:
+    def _show(
+        self, bar: TaskID | None, event: Event | Skipped, job: JobHandle | None, *, name: str | None = None
+    ) -> None:
+        self._bars.show(bar, event, name=name)
+        if bar is not None and job is not None and isinstance(event, Event) and event.kind == "metric":
+            # The latest that is known: of a history older counters come first.
+            self._bars.show_budget(bar, job.budget)
+
+    def _show_child(self, event: Event | Skipped, child: JobHandle) -> None:
+        """Draw a bar for a job that was delegated, while few have one; its lines bear its name."""
+        name = child_name(child.agent, child.job_id)
+        bar = self._child_bars.get(child.job_id)
+        if bar is None and len(self._child_bars) < _CHILD_BARS:
+            bar = self._child_bars[child.job_id] = self._bars.add(name)
+            self._bars.show_budget(bar, child.budget, child.budget_limits)
+        self._show(bar, event, child, name=name)
+
+    async def event(self, event: Event | Skipped, child: JobHandle | None = None) -> None:
         """Show an event."""
         # Nothing is drawn behind a checkpoint: a question may be on the terminal by then.
         if self._bar is not None and not self._notices.is_repeated(event):
-            self._bars.show(self._bar, event)
+            if child is not None:
+                self._show_child(event, child)
+            else:
+                self._show(self._bar, event, self._job)
         # Ready events come without a turn of the loop; drawing them must leave one to the connection.
+        await trio.lowlevel.checkpoint()
+
+    async def child_ended(self, child: JobHandle, failure: ARCPError | None) -> None:
+        """Take a delegated job's bar away, and print how it ended."""
+        bar = self._child_bars.pop(child.job_id, None)
+        if bar is not None:
+            self._bars.remove(bar)
+        self._bars.print("ended", _describe_ending(child, failure), name=child_name(child.agent, child.job_id))
         await trio.lowlevel.checkpoint()
 
     async def connection(self, state: ConnectionState) -> None:

@@ -69,7 +69,7 @@ class _Watch:
             raise CommandError(f"refused: {describe_refusal(exc, has_token=True)}") from exc
         with view.open():
             await view.began(job)
-            ending = await self._follower.follow(job)
+            ending = await self._follower.follow(client, job)
             # When the job began is not known here.
             await view.ended(job, None, ending.failure if job.status != "success" else None)
             if job.status == "success" and ending.failure is not None:

@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 
 import trio
 
+from ..tracing import active_context
 from ..transports.base import CloseCode
 from ..wire.errors import InternalError, InvalidRequestError
 from ..wire.job_messages import JobCancel, JobSubmit, JobSubscribe, JobSubscribed, LeaseConstraints
 from ..wire.jsontext import JSONValue
 from ..wire.session_messages import (
+    CREDENTIALS_FEATURE,
     REPLIES_FEATURE,
     SessionBye,
     SessionClose,
@@ -27,6 +29,7 @@ from ..wire.session_messages import (
     SessionListJobs,
     SessionWelcome,
 )
+from ..wire.tracecontext import TRACECONTEXT_EXTENSION, TraceContext
 from .connecting import Connector
 from .job_handle import CancelOutcome, JobHandle
 from .listing import JobPages, make_filter
@@ -48,6 +51,7 @@ OFFERED_FEATURES = (
     "lease_expires_at",
     "cost.budget",
     "model.use",
+    CREDENTIALS_FEATURE,
     "progress",
     "result_chunk",
     "agent_versions",
@@ -135,7 +139,8 @@ class Client:
             idempotency_key: Makes a repetition find the same job, on runtimes that keep keys; with one the
                 request survives the loss of its connection.
             max_runtime_sec: Seconds after which the job ends as timed out.
-            trace_id: 32 lower-case hex digits, not all 0 (P5.8); ``None`` mints one.
+            trace_id: 32 lower-case hex digits, not all 0 (P5.8); ``None`` takes that of the active span of
+                OpenTelemetry, which becomes the job's parent, and mints one where there is none.
 
         Raises:
             ARCPError: The runtime refused it: the class that the code names.
@@ -162,7 +167,8 @@ class Client:
         if max_runtime_sec is not None and max_runtime_sec > _MAX_RUNTIME_WARNING:
             logger.warning("max_runtime_sec is over 24 days: some runtimes end such a job at once (D55)")
         session = self._session
-        handle = JobHandle(self, self._limits, trace_id or session.ids.trace())
+        active = self._active_trace(trace_id)
+        handle = JobHandle(self, self._limits, active.trace_id if active else trace_id or session.ids.trace())
         slot: Slot[JobHandle] = Slot()
         request = self._request(
             "job.submit",
@@ -170,6 +176,7 @@ class Client:
             slot,
             handle=handle,
             trace_id=handle.trace_id,
+            extensions={TRACECONTEXT_EXTENSION: active.headers()} if active else None,
             repeatable=idempotency_key is not None,
         )
         async with self._slots, self._turn():
@@ -181,6 +188,17 @@ class Client:
                 session.pending.submits.pop(request.request_id, None)
                 if not slot.is_set:
                     session.pending.left.append(handle.trace_id)
+
+    def _active_trace(self, trace_id: str | None) -> TraceContext | None:
+        """Return the operation in which a submit is made, if its trace is the one that was asked for."""
+        active = active_context()
+        if active is None or trace_id not in (None, active.trace_id):
+            return None
+        pending = self._session.pending
+        if trace_id is None and not pending.correlates and active.trace_id in pending.left:
+            # The acceptance of the submit before could be taken for this one's: only the trace tells them apart.
+            return None
+        return active
 
     async def _cancel(self, handle: JobHandle, reason: str) -> CancelOutcome:
         if handle.terminal is not None and not self._session.replies:
@@ -220,7 +238,9 @@ class Client:
         slot: Slot[CancelOutcome] = Slot()
         # One peer wants the id on the envelope, another in the payload, and a reason that is not empty (D40).
         message = JobCancel(job_id=job_id, reason=reason or "cancelled by the client")
-        request = self._request("job.cancel", message, slot, handle=handle, job_id=job_id)
+        request = self._request(
+            "job.cancel", message, slot, handle=handle, job_id=job_id, trace_id=handle.trace_id or None
+        )
         async with self._slots:
             session.pending.cancels[request.request_id] = request
             try:
@@ -286,9 +306,10 @@ class Client:
                 joined = True
             finally:
                 session.pending.subscribes.pop(request.request_id, None)
-                if slot.failed:
+                # Where its acceptance has come it is a child of a job of ours, and followed whatever is answered.
+                if slot.failed and handle.is_subscription:
                     session.drop(handle)
-                elif not joined:
+                elif not joined and handle.is_subscription:
                     # Nobody will read what the runtime may send from now on.
                     session.unsubscribe(handle)
         return handle
@@ -352,9 +373,10 @@ class Client:
         repeatable: bool = True,
         job_id: str | None = None,
         trace_id: str | None = None,
+        extensions: Mapping[str, JSONValue] | None = None,
     ) -> Request[T]:
         encode: Callable[[str], bytes] = partial(
-            self._session.encode, frame_type, message, job_id=job_id, trace_id=trace_id
+            self._session.encode, frame_type, message, job_id=job_id, trace_id=trace_id, extensions=extensions
         )
         return Request(encode, self._session.ids.message(), slot, handle=handle, repeatable=repeatable)
 

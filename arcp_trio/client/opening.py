@@ -14,6 +14,7 @@ import trio
 from ..limits import ClientLimits
 from ..timers import Timers
 from ..transports.base import Transport, TransportClosedError
+from ..transports.engines import EngineName
 from ..transports.websocket import open_websocket
 from ..wire.errors import ConnectionLostError
 from ..wire.ids import IdFactory
@@ -138,6 +139,7 @@ async def open_client(
     reconnect: Reconnect | None = DEFAULT_RECONNECT,
     ssl_context: ssl.SSLContext | None = None,
     allow_plaintext: bool = False,
+    engine: EngineName = "auto",
 ) -> AsyncGenerator[Client, None]:
     """Open a session with the runtime at ``url``, as an asynchronous context manager.
 
@@ -152,12 +154,16 @@ async def open_client(
         reconnect: How it connects again; ``None``: not at all, the session ends with its first connection.
         ssl_context: For ``wss://``; ``None`` verifies against the system's authorities.
         allow_plaintext: Whether the token may go over ``ws://`` to another machine (P14.1).
+        engine: Which library carries the frames: ``trio-websocket``, ``websockets`` (of the extra ``fast``), or
+            ``auto``, which takes websockets where it is installed.
 
     Yields:
         The session, once the runtime has let it in.
 
     Raises:
-        ValueError: The URL is not one, or is ``ws://`` to another machine and ``allow_plaintext`` was not said.
+        ValueError: The URL is not one, or is ``ws://`` to another machine and ``allow_plaintext`` was not said; or
+            there is no such engine.
+        ImportError: The engine is not installed.
         ConnectionLostError: The runtime cannot be reached, or the connection ended before the welcome.
         UnauthenticatedError: The runtime refused the token.
         ARCPError: The runtime refused the session for another reason.
@@ -174,6 +180,7 @@ async def open_client(
         connect_seconds=bounds.connect_seconds,
         close_seconds=bounds.close_seconds,
         ssl_context=ssl_context,
+        engine=engine,
     )
     try:
         async with (

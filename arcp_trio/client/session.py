@@ -44,7 +44,9 @@ from ..wire.job_messages import (
     JobUnsubscribe,
     Reply,
 )
+from ..wire.jsontext import JSONValue
 from ..wire.session_messages import (
+    CREDENTIALS_FEATURE,
     REPLIES_FEATURE,
     ResumeRequest,
     SessionAck,
@@ -67,6 +69,7 @@ __all__ = ["ClientSession"]
 logger = logging.getLogger("arcp_trio.client")
 
 T = TypeVar("T")
+Described = TypeVar("Described", JobAccepted, JobSubscribed)
 
 # A session.error that answers nothing and has one of these ends the connection (P12.2).
 _FATAL_CODES = frozenset({"UNAUTHENTICATED", "HEARTBEAT_LOST", "RESUME_WINDOW_EXPIRED"})
@@ -253,6 +256,7 @@ class ClientSession:
         *,
         job_id: str | None = None,
         trace_id: str | None = None,
+        extensions: Mapping[str, JSONValue] | None = None,
     ) -> bytes:
         """Write a frame.
 
@@ -272,6 +276,7 @@ class ClientSession:
             session_id=self.session_id,
             job_id=job_id,
             trace_id=trace_id,
+            extensions=extensions,
         )
         if len(frame) > self.limits.send_bytes:
             raise MessageTooLargeError(
@@ -445,28 +450,43 @@ class ClientSession:
         return True
 
     def _on_accepted(self, envelope: Envelope, _: int) -> None:
-        accepted = read_message(envelope, JobAccepted)
+        accepted = self._with_credentials(read_message(envelope, JobAccepted))
         request = self.pending.take_submit(accepted, envelope)
-        if request is None:
-            logger.debug("ignored the acceptance of %.64r: no submit waits for it", accepted.job_id)
-            return
         known = self.jobs.get(accepted.job_id)
+        if request is None:
+            self._adopt(accepted, known)
+            return
         if known is not None:
             # The same job again, for a repeated submit or one that is subscribed to: all calls get the one handle.
             if known.accepted is None:
                 known._accept(accepted)  # noqa: SLF001
+            else:
+                known._take_credentials(accepted)  # noqa: SLF001
             request.slot.put(known)
             return
         handle = request.handle
         assert handle is not None
         handle._accept(accepted)  # noqa: SLF001
-        self.jobs[accepted.job_id] = handle
         request.slot.put(handle)
-        self._unsubscribed.pop(accepted.job_id, None)
-        for frame, size in self.early.take(accepted.job_id):
-            self._HANDLERS[frame.type](self, frame, size)
+        self._route(handle)
         if not self.pending.submits:
             self.early.clear()
+
+    def _adopt(self, accepted: JobAccepted, known: JobHandle | None) -> None:
+        """Take an acceptance that nobody waits for: of a job that one of ours has delegated (P10.1), or of none."""
+        parent = self.jobs.get(accepted.parent_job_id or "")
+        child = None if parent is None else parent._adopt(accepted, known)  # noqa: SLF001
+        if child is None:
+            logger.debug("ignored the acceptance of %.64r: no submit waits for it", accepted.job_id)
+        elif known is None:
+            self._route(child)
+
+    def _route(self, handle: JobHandle) -> None:
+        """Give a job's frames to its handle from now on, those first that came before its acceptance."""
+        self.jobs[handle.job_id] = handle
+        self._unsubscribed.pop(handle.job_id, None)
+        for frame, size in self.early.take(handle.job_id):
+            self._HANDLERS[frame.type](self, frame, size)
 
     def _on_cancelled(self, envelope: Envelope, _: int) -> None:
         self.pending.acknowledge_cancel(read_message(envelope, JobCancelled), envelope)
@@ -478,14 +498,23 @@ class ClientSession:
             request.slot.put(CancelOutcome(applied=reply.applied, status=reply.job_status))
 
     def _on_subscribed(self, envelope: Envelope, _: int) -> None:
-        subscribed = read_message(envelope, JobSubscribed)
+        subscribed = self._with_credentials(read_message(envelope, JobSubscribed))
         request = self.pending.subscribe_of(subscribed, envelope)
         if request is not None and request.handle is not None:
             request.handle._join(subscribed)  # noqa: SLF001
             request.slot.put(subscribed)
 
+    def _with_credentials(self, message: Described) -> Described:
+        """Return a message with its credentials only where they were negotiated (P6.4)."""
+        if message.credentials is None or CREDENTIALS_FEATURE in self.features:
+            return message
+        return attrs.evolve(message, credentials=None)
+
     def _on_jobs(self, envelope: Envelope, _: int) -> None:
-        self.pending.answer_listing(read_message(envelope, SessionJobs), envelope)
+        page = read_message(envelope, SessionJobs)
+        # The handles have them, and drop them at the jobs' ends.
+        jobs = tuple(attrs.evolve(entry, credentials=None) for entry in page.jobs)
+        self.pending.answer_listing(attrs.evolve(page, jobs=jobs), envelope)
 
     def _on_replayed(self, _: Envelope, __: int) -> None:
         # Whatever of the connections before this one has no answer by now gets none.

@@ -21,6 +21,7 @@ TOKEN = "canary-5f1e=="
 """Must appear nowhere: no test that sees a process's output leaves that unchecked."""
 
 AGENTS = r"""
+import contextlib
 import os
 import threading
 import trio
@@ -96,6 +97,29 @@ async def slow_text(job, value):
         await out.write("first ")
         await wait_open(value)
         await out.write("second")
+
+
+@agents.register("spender")
+async def spender(job, value):
+    # Searches as often as it may, for a dime each.
+    searches = 0
+    try:
+        while searches < value:
+            await job.authorize("tool.call", "search")
+            await job.metric("cost.search", 0.10, "USD")
+            searches += 1
+    except arcp_trio.BudgetExhaustedError:
+        await job.log("warn", "out of money")
+    return searches
+
+
+@agents.register("boss")
+async def boss(job, value):
+    await job.log("info", "giving orders")
+    child = await job.delegate("gated", value)
+    with contextlib.suppress(arcp_trio.ARCPError):
+        await (await job.delegate("fail", {"n": 1})).result()
+    return await child.result()
 
 
 @agents.register("stuck")

@@ -58,7 +58,7 @@ async def test_help_names_the_commands() -> None:
     for arguments in ([], ["--help"]):
         done = await run_command(*arguments)
         assert done.returncode == ExitCode.OK
-        for command in ("demo", "serve", "submit", "watch", "jobs", "cancel"):
+        for command in ("demo", "serve", "submit", "watch", "jobs", "cancel", "store"):
             assert f" {command} " in done.stdout
 
 

@@ -13,7 +13,7 @@ from arcp_trio.cli import demo_agents
 from arcp_trio.cli.demo import LATE_CANCELS
 from arcp_trio.cli.demo_report import Row, Totals, find_problems
 from arcp_trio.cli.demo_wire import WireCounter
-from arcp_trio.cli.errors import ExitCode
+from arcp_trio.cli.errors import CommandError, ExitCode
 from arcp_trio.transports.base import CloseCode
 
 LAST_LINE = re.compile(r"demo: jobs=(\d+) terminal_events=(\d+) duplicates=(\d+) late_cancels=(\d+) ignored=(\d+)")
@@ -122,6 +122,12 @@ async def test_the_exit_code_is_1_where_the_numbers_differ(
     said = capfd.readouterr()
     assert read_last_line(said.out) == (2, 1 + terminals, terminals - 1, 50, 50)
     assert ("2 terminal events" in said.err) == (code is ExitCode.FAILED)
+
+
+async def test_a_platform_without_safe_files_has_no_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "CAN_OPEN", False)
+    with pytest.raises(CommandError, match="this platform"):
+        await demo_module.demo(as_json=True)
 
 
 class _Recorded:

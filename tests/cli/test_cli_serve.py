@@ -10,6 +10,7 @@ import trio
 from cli.processes import TOKEN, check_no_token, open_command, open_server, run_command
 
 import arcp_trio
+from arcp_trio.cli import demo_agents
 from arcp_trio.cli.errors import CommandError, ExitCode
 from arcp_trio.cli.serve import load_agents, make_verifier
 from arcp_trio.wire.job_messages import JobError
@@ -96,9 +97,13 @@ async def test_the_demos_agents_can_be_served(tmp_path: Path) -> None:
     ) as command:
         await command.until("agents: ")
         url = command.stdout.strip().removeprefix("listening on ")
-        done = await run_command("submit", "count", "--url", url)
+        lease = ("--lease", f"fs.read={demo_agents.library_root()}/**")
+        done = await run_command("submit", "count", *lease, "--url", url)
         assert done.returncode == ExitCode.OK
         assert '"files":' in done.stdout
+        done = await run_command("submit", "count", "--url", url)
+        assert done.returncode == ExitCode.FAILED
+        assert "PERMISSION_DENIED" in done.stderr
         # No input of a client leads out of the library, or to an expression that never ends.
         done = await run_command("submit", "search", '{"word": "(a+)+$"}', "--url", url)
         assert done.returncode == ExitCode.FAILED

@@ -23,7 +23,7 @@ from cli.processes import (
 
 from arcp_trio.cli.errors import CommandError, ExitCode
 from arcp_trio.cli.results import check_output
-from arcp_trio.cli.submit import ANSWER_SECONDS, read_input
+from arcp_trio.cli.submit import ANSWER_SECONDS, read_input, read_lease
 
 # --- what comes out ---------------------------------------------------------------------------------
 
@@ -97,6 +97,51 @@ async def test_a_job_that_runs_too_long(tmp_path: Path) -> None:
     assert done.returncode == ExitCode.FAILED
     assert "timed_out after" in done.stderr
     assert "TIMEOUT: " in done.stderr
+
+
+@pytest.mark.requirement("P9.7", "P9.4", "B01")
+async def test_a_job_with_a_budget(tmp_path: Path) -> None:
+    asked = ("spender", "9", "--lease", "tool.call=sea*", "--budget", "USD:0.20", "--budget", "EUR:1")
+    async with open_server(tmp_path) as server:
+        done = await server.submit(*asked)
+        assert (done.returncode, done.stdout) == (ExitCode.OK, "2\n"), done.stderr
+        lines = [re.sub(" +", " ", line) for line in done.stderr.splitlines()]
+        assert lines[1:5] == [
+            "metric cost.search = 0.1 USD",
+            "metric cost.budget.remaining = 0.1 USD",
+            "metric cost.search = 0.1 USD",
+            "metric cost.budget.remaining = 0 USD",
+        ]
+        assert "BUDGET_EXHAUSTED" in lines[5]
+        assert lines[6] == "warn out of money"
+
+        done = await server.submit(*asked, "--json")
+        bodies = [json.loads(line).get("body", {}) for line in done.stdout.splitlines()]
+        assert [body["value"] for body in bodies if body.get("name") == "cost.budget.remaining"] == [0.1, 0]
+
+        async with open_terminal("submit", *asked, COLUMNS="120", **server.variables()) as terminal:
+            assert await terminal.ended() == ExitCode.OK
+        assert "▱▱▱▱▱ 0 of 0.20 USD, ▰▰▰▰▰ 1 of 1 EUR left" in terminal.text
+
+        # It may do nothing that it was not given.
+        done = await server.submit("spender", "9", "--budget", "USD:0.20")
+        assert (done.returncode, done.stdout) == (ExitCode.FAILED, "")
+        assert "PERMISSION_DENIED" in done.stderr
+        done = await server.submit("spender", "9", "--budget", "USD")
+        assert (done.returncode, done.stdout) == (ExitCode.FAILED, "")
+        assert 'refused: INVALID_REQUEST: $.payload.lease_request."cost.budget"[0]' in done.stderr
+        done = await server.submit("spender", "9", "--lease", "tool.call")
+        assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+        assert "--lease: expected NAMESPACE=PATTERN, got 'tool.call'" in done.stderr
+
+
+def test_the_lease_that_is_asked_for() -> None:
+    assert read_lease((), ()) is None
+    lease = read_lease(("a=1", "b=x=y", "a=2", "cost.budget=USD:1"), ("EUR:2",))
+    assert lease == {"a": ["1", "2"], "b": ["x=y"], "cost.budget": ["USD:1", "EUR:2"]}
+    for wrong in ("", "a", "a=", "=1"):
+        with pytest.raises(CommandError, match="NAMESPACE=PATTERN"):
+            read_lease((wrong,), ())
 
 
 @pytest.mark.requirement("P8.5")
@@ -339,7 +384,7 @@ async def test_refusals_are_one_line(tmp_path: Path) -> None:
         done = await server.submit("nobody")
         assert done.returncode == ExitCode.FAILED
         assert done.stderr.startswith("arcp-trio: refused: AGENT_NOT_AVAILABLE: ")
-        assert "there are: binary, echo, fail" in done.stderr
+        assert "there are: binary, boss, echo, fail" in done.stderr
         assert done.stderr.count("\n") == 1
 
         done = await server.submit("echo", "--max-runtime-sec=-1")

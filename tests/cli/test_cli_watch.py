@@ -139,7 +139,8 @@ def _budgeted(frame: dict[str, Any]) -> list[dict[str, Any]]:
         "request_id": frame["id"],
         "current_status": "running",
         "agent": "spender@1.0.0",
-        "budget": {"USD": 5, "EUR": "1.50"},
+        "lease": {"cost.budget": ["USD:10.00", "nothing"]},
+        "budget": {"USD": 5, "EUR": "1.50", "GBP": "much"},
         "truncated_before": 7,
     }
     answers: list[dict[str, Any]] = [{"type": "job.subscribed", "payload": subscribed}]
@@ -164,12 +165,12 @@ async def test_what_is_left_of_a_budget() -> None:
         ]
         done = await run_command("watch", "job_1", "--json", "--url", url)
         watching = json.loads(done.stdout.splitlines()[0])
-        assert (watching["budget"], watching["truncated_before"]) == ({"USD": 5, "EUR": "1.50"}, 7)
+        assert (watching["budget"], watching["truncated_before"]) == ({"USD": 5, "EUR": "1.50", "GBP": "much"}, 7)
 
         async with open_terminal("watch", "job_1", "--url", url, COLUMNS="120") as terminal:
             assert await terminal.ended() == ExitCode.OK
     # On the bar, not a line for each expense.
-    assert "0.25 USD, 1.50 EUR left" in terminal.text
+    assert "▰▱▱▱▱ 0.25 of 10.00 USD, 1.50 EUR left" in terminal.text
     assert "cost.budget.remaining" not in terminal.text
 
 

@@ -16,8 +16,11 @@ import pytest
 import trio
 from faults.chaos_proxy import ChaosProxy, Direction, Ending, Fault, open_chaos_proxy
 from faults.cut_client import CutClient
+from helpers import TOKEN
 
 import arcp_trio
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 JOBS = 50
 # What one job may say ahead of its reader. With none, nothing would be on its way when a cut comes; with many, most
@@ -114,7 +117,7 @@ async def open_cut_gateway(
     counting: Counting, cuts: Cuts, limits: arcp_trio.Limits | None = None
 ) -> AsyncGenerator[tuple[arcp_trio.Runtime, ChaosProxy], None]:
     """Serve the jobs that count, behind a proxy that cuts."""
-    tokens = arcp_trio.StaticTokens({"token": "me"})
+    tokens = arcp_trio.StaticTokens({TOKEN: "me"})
     async with arcp_trio.open_runtime(counting.agents, verifier=tokens, limits=limits) as runtime:
         async with trio.open_nursery() as nursery:
             listening = await nursery.start(arcp_trio.serve_websocket, runtime, "127.0.0.1", 0)
@@ -181,7 +184,7 @@ async def test_a_client_gets_everything_once_and_in_order(cuts: Cuts) -> None:
         results.append(result)
 
     async with open_cut_gateway(counting, cuts, limits) as (runtime, proxy):
-        async with arcp_trio.open_client(proxy.url, token="token", reconnect=reconnect, limits=bounds) as client:
+        async with arcp_trio.open_client(proxy.url, token=TOKEN, reconnect=reconnect, limits=bounds) as client:
             async with trio.open_nursery() as nursery:
                 for request_id, ahead in counting.ahead.items():
                     job = await client.submit("count", counting.inputs[request_id])

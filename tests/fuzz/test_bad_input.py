@@ -460,12 +460,16 @@ async def test_what_an_agent_says_is_never_nested_deeper_than_can_be_read(script
 
     @script.agents.register("deep")
     async def deep(job: arcp_trio.JobContext, depth: int) -> Any:
+        async def call_tool() -> None:
+            async with job.tool_call("t") as call:
+                call.result = nested(5000)
+
         # Around it: the frame, its payload, the body.
         await job.emit("x-deep", {"value": nested(61)})
         for emission in (
             job.emit("x-deep", {"value": nested(62)}),
             job.log("info", "m", {"value": nested(61)}),
-            job.tool_result("c", nested(5000)),
+            call_tool(),
         ):
             try:
                 await emission
@@ -474,11 +478,12 @@ async def test_what_an_agent_says_is_never_nested_deeper_than_can_be_read(script
         return nested(depth)
 
     async with arcp_trio.open_runtime(script.agents) as runtime, runtime.open_session(principal="me") as client:
-        assert await (await client.submit("deep", 62)).result() == nested(62)
+        lease = {"tool.call": ["t"]}
+        assert await (await client.submit("deep", 62, lease_request=lease)).result() == nested(62)
         assert len(refused) == 3
         for depth in (63, 64, 65, 5000):
             with pytest.raises(arcp_trio.InternalError, match="not JSON"):
-                await (await client.submit("deep", depth)).result()
+                await (await client.submit("deep", depth, lease_request=lease)).result()
         script.error = arcp_trio.ARCPError("m", code="X", details={"deep": nested(62)})
         with pytest.raises(arcp_trio.ARCPError) as caught:
             await (await client.submit("fail")).result()

@@ -11,12 +11,14 @@ import pytest
 import trio
 import trio_websocket
 from fuzz.live import assert_nothing_left, error_of, ping
-from helpers import Frame, Script, exchanged, make_hello
+from helpers import TOKEN, Frame, Script, exchanged, make_hello
 
 import arcp_trio
 from arcp_trio.limits import Limits
 
-TOKENS = arcp_trio.StaticTokens({"token": "me"})
+pytestmark = pytest.mark.usefixtures("engine")
+
+TOKENS = arcp_trio.StaticTokens({TOKEN: "me"})
 
 
 class Peer:

@@ -20,12 +20,15 @@ import trio
 import trio.testing
 import trio_websocket
 import trustme
-from helpers import Script, make_hello
+from helpers import TOKEN, Script, make_hello
+from transport_pairs import socket_below
 
 import arcp_trio
-from arcp_trio import gateway as gateway_module
+from arcp_trio.transports.engines import EngineName, find_engine
 
-TOKENS = arcp_trio.StaticTokens({"token": "me", "other": "you"})
+pytestmark = pytest.mark.usefixtures("engine")
+
+TOKENS = arcp_trio.StaticTokens({TOKEN: "me", "other": "you"})
 
 
 @asynccontextmanager
@@ -119,7 +122,7 @@ async def test_both_sides_say_why_an_upgrade_was_refused(script: Script, caplog:
     caplog.set_level(logging.INFO, "arcp_trio.gateway")
     async with open_gateway(script) as (_, listening, _):
         with pytest.raises(arcp_trio.ConnectionLostError, match=r"HTTP status 404: ARCP is at /arcp$"):
-            async with arcp_trio.open_client(f"ws://127.0.0.1:{listening.port}/other", token="token"):
+            async with arcp_trio.open_client(f"ws://127.0.0.1:{listening.port}/other", token=TOKEN):
                 raise AssertionError
     collect_sockets()
     assert re.search(r"refused an upgrade from 127\.0\.0\.1:\d+: ARCP is at /arcp", caplog.text)
@@ -147,14 +150,14 @@ async def test_what_a_gateway_refuses_to_be(script: Script) -> None:
 @pytest.mark.parametrize("url", ["ws://192.0.2.1/arcp", "ws://example.org/arcp", "ws://127.0.0.1.example.org/"])
 async def test_a_client_sends_no_token_in_the_clear(url: str) -> None:
     with pytest.raises(ValueError, match="unencrypted"):
-        async with arcp_trio.open_client(url, token="token"):
+        async with arcp_trio.open_client(url, token=TOKEN):
             raise AssertionError
 
 
 @pytest.mark.parametrize("url", ["http://example.org/arcp", "example.org:7777", "", "ws:///arcp"])
 async def test_a_client_says_what_a_url_is(url: str) -> None:
     with pytest.raises(ValueError, match=r"URL is ws://HOST"):
-        async with arcp_trio.open_client(url, token="token"):
+        async with arcp_trio.open_client(url, token=TOKEN):
             raise AssertionError
 
 
@@ -169,12 +172,12 @@ async def test_tls(script: Script) -> None:
     authority.configure_trust(client_context)
     async with open_gateway(script, host="localhost", ssl_context=server) as (_, listening, _):
         assert listening.url == f"wss://localhost:{listening.port}/arcp"
-        async with arcp_trio.open_client(listening.url, token="token", ssl_context=client_context) as client:
+        async with arcp_trio.open_client(listening.url, token=TOKEN, ssl_context=client_context) as client:
             assert await (await client.submit("echo", 1)).result() == 1
         with pytest.raises(arcp_trio.ConnectionLostError):
             # The library below notices a handshake that broke only at its own deadline.
             limits = arcp_trio.ClientLimits(connect_seconds=0.5)
-            async with arcp_trio.open_client(listening.url, token="token", limits=limits):
+            async with arcp_trio.open_client(listening.url, token=TOKEN, limits=limits):
                 raise AssertionError
         collect_sockets()
 
@@ -195,15 +198,15 @@ async def test_anonymous_principals_are_all_different(script: Script) -> None:
 @pytest.mark.requirement("P6.3")
 async def test_the_limit_on_connections(script: Script) -> None:
     async with open_gateway(script, limits=arcp_trio.Limits(connections=1)) as (runtime, listening, _):
-        async with arcp_trio.open_client(listening.url, token="token"):
+        async with arcp_trio.open_client(listening.url, token=TOKEN):
             assert await status_of_upgrade(listening.port) == 503
             with pytest.raises(arcp_trio.ConnectionLostError, match="503"):
-                async with arcp_trio.open_client(listening.url, token="token"):
+                async with arcp_trio.open_client(listening.url, token=TOKEN):
                     raise AssertionError
             collect_sockets()
         while runtime.statistics().connections:
             await trio.lowlevel.checkpoint()
-        async with arcp_trio.open_client(listening.url, token="token"):
+        async with arcp_trio.open_client(listening.url, token=TOKEN):
             pass
 
 
@@ -233,7 +236,7 @@ async def test_a_silent_peer_is_closed_at_the_deadline(script: Script, how: str)
 
 async def test_a_listener_that_is_cancelled_leaves_its_connections_alone(script: Script) -> None:
     async with open_gateway(script) as (_, listening, scope):
-        async with arcp_trio.open_client(listening.url, token="token") as client:
+        async with arcp_trio.open_client(listening.url, token=TOKEN) as client:
             job = await client.submit("gate")
             scope.cancel()
             await trio.testing.wait_all_tasks_blocked(0.01)
@@ -281,15 +284,15 @@ async def test_an_accept_that_fails_once(
         return await original(self)
 
     monkeypatch.setattr(trio.SocketListener, "accept", accept)
-    async with open_gateway(script) as (_, listening, _), arcp_trio.open_client(listening.url, token="token") as client:
+    async with open_gateway(script) as (_, listening, _), arcp_trio.open_client(listening.url, token=TOKEN) as client:
         assert await (await client.submit("echo", 1)).result() == 1
     assert failures == []
 
 
 async def test_a_crash_in_a_connection_is_its_own(
-    script: Script, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    script: Script, engine: EngineName, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    original = gateway_module.accept_websocket
+    original = find_engine(engine).accept_websocket
     crashes = [RuntimeError("a bug before the handshake")]
 
     async def accept(*args: Any, **options: Any) -> Any:
@@ -297,11 +300,11 @@ async def test_a_crash_in_a_connection_is_its_own(
             raise crashes.pop()
         return await original(*args, **options)
 
-    monkeypatch.setattr(gateway_module, "accept_websocket", accept)
+    monkeypatch.setattr(find_engine(engine), "accept_websocket", accept)
     async with open_gateway(script) as (_, listening, _):
         async with await trio.open_tcp_stream("127.0.0.1", listening.port) as stream:
             assert await stream.receive_some() == b""
-        async with arcp_trio.open_client(listening.url, token="token") as client:
+        async with arcp_trio.open_client(listening.url, token=TOKEN) as client:
             assert await (await client.submit("echo", 1)).result() == 1
     assert "a connection failed" in caplog.text
 
@@ -315,7 +318,7 @@ async def test_two_hundred_connections_leave_nothing(script: Script) -> None:
     async with open_gateway(script) as (runtime, listening, _):
 
         async def connect(drop: bool) -> None:
-            async with arcp_trio.open_client(listening.url, token="token") as client:
+            async with arcp_trio.open_client(listening.url, token=TOKEN) as client:
                 await (await client.submit("echo", 1)).result()
                 if drop:
                     await client._session.link.transport.abort()
@@ -338,8 +341,8 @@ async def test_two_hundred_connections_leave_nothing(script: Script) -> None:
 async def test_the_kernel_looks_after_connections_that_negotiated_no_heartbeats(script: Script) -> None:
     async with (
         open_gateway(script) as (runtime, listening, _),
-        arcp_trio.open_client(listening.url, token="token"),
+        arcp_trio.open_client(listening.url, token=TOKEN),
     ):
         (connection,) = runtime._connections
-        stream = connection._transport._engine._connection._stream
+        stream = socket_below(connection._transport)
         assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0

@@ -18,11 +18,13 @@ import trio
 import trio.testing
 import trio_websocket
 import trustme
-from helpers import Script, make_hello
+from helpers import TOKEN, Script, make_hello
 
 import arcp_trio
 
-TOKENS = arcp_trio.StaticTokens({"token": "me"})
+pytestmark = pytest.mark.usefixtures("engine")
+
+TOKENS = arcp_trio.StaticTokens({TOKEN: "me"})
 UPGRADE = {
     "Host": "127.0.0.1",
     "Upgrade": "websocket",
@@ -60,7 +62,7 @@ async def status_of(port: int, headers: dict[str, str], path: str = "/arcp") -> 
 
 
 async def works(listening: arcp_trio.Listening, **options: Any) -> None:
-    async with arcp_trio.open_client(listening.url, token="token", **options) as client:
+    async with arcp_trio.open_client(listening.url, token=TOKEN, **options) as client:
         assert await (await client.submit("echo", "works")).result() == "works"
 
 
@@ -153,12 +155,12 @@ async def test_a_client_does_not_even_connect_where_its_token_would_be_seen(monk
     monkeypatch.setattr(trio, "open_tcp_stream", connect)
     for url in ("ws://192.0.2.1/arcp", "ws://[2001:db8::1]/arcp", "ws://localhost.evil/arcp", "ws://127.1.evil/"):
         with pytest.raises(ValueError, match="unencrypted"):
-            async with arcp_trio.open_client(url, token="token"):
+            async with arcp_trio.open_client(url, token=TOKEN):
                 raise AssertionError
     assert connected == []
     for options in ({"url": "ws://192.0.2.1/arcp", "allow_plaintext": True}, {"url": "wss://192.0.2.1/arcp"}):
         with pytest.raises(arcp_trio.ConnectionLostError, match="not in a test"):
-            async with arcp_trio.open_client(**options, token="token"):  # type: ignore[arg-type]
+            async with arcp_trio.open_client(**options, token=TOKEN):  # type: ignore[arg-type]
                 raise AssertionError
     assert connected == ["192.0.2.1", "192.0.2.1"]
 
@@ -184,7 +186,7 @@ async def test_tls_with_whom_it_is_not_for(script: Script) -> None:
         for url, why in ((listening.url, "certificate"), (listening.url.replace("wss", "ws"), "hung up")):
             # At once, and not when the client's time to connect is over.
             with trio.fail_after(30), pytest.raises(arcp_trio.ConnectionLostError, match=why):
-                async with arcp_trio.open_client(url, token="token"):
+                async with arcp_trio.open_client(url, token=TOKEN):
                     raise AssertionError
         await works(listening, ssl_context=trusting)
         assert await silent.receive_some() == b""
@@ -270,7 +272,7 @@ async def test_an_upgrade_during_the_drain_is_refused(script: Script) -> None:
     limits = arcp_trio.Limits(drain_seconds=60, shutdown_seconds=120)
     async with (
         open_gateway(script, limits=limits) as (runtime, listening),
-        arcp_trio.open_client(listening.url, token="token") as client,
+        arcp_trio.open_client(listening.url, token=TOKEN) as client,
         await trio.open_tcp_stream("127.0.0.1", listening.port) as late,
     ):
         job = await client.submit("gate")
@@ -290,7 +292,7 @@ async def test_a_shutdown_ends_the_clients_jobs_and_then_its_calls(script: Scrip
     async with (
         open_gateway(script) as (runtime, listening),
         # One that reconnects would wait for the gateway to come back.
-        arcp_trio.open_client(listening.url, token="token", reconnect=None) as client,
+        arcp_trio.open_client(listening.url, token=TOKEN, reconnect=None) as client,
     ):
         job = await client.submit("sleep")
         await runtime.aclose()
@@ -373,7 +375,7 @@ async def test_a_crash_behind_the_upgrade_is_its_own(
         monkeypatch.setattr(runtime, "serve_transport", serve)
         for _ in range(2):
             with pytest.raises(arcp_trio.ConnectionLostError):
-                async with arcp_trio.open_client(listening.url, token="token"):
+                async with arcp_trio.open_client(listening.url, token=TOKEN):
                     raise AssertionError
         await works(listening)
     assert caplog.text.count("a connection failed") == 2

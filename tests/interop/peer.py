@@ -41,10 +41,10 @@ class ReferencePeer:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     @asynccontextmanager
-    async def open_server(self) -> AsyncGenerator[ReferenceServer, None]:
+    async def open_server(self, *arguments: str) -> AsyncGenerator[ReferenceServer, None]:
         """Run the reference server; it ends with the block, and must end well."""
         process = await trio.lowlevel.open_process(
-            self._command("peer_server.py"), stdin=PIPE, stdout=PIPE, stderr=PIPE
+            self._command("peer_server.py", *arguments), stdin=PIPE, stdout=PIPE, stderr=PIPE
         )
         assert process.stdin is not None
         assert process.stderr is not None

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from arcp import ARCPError, ClientInfo, LeaseConstraints, WebSocketTransport
+from arcp._version import PROVISIONED_CREDENTIAL_FEATURES, V1_1_FEATURES
 from arcp.client import ARCPClient, JobHandle
 
 TOKEN = "secret"
@@ -74,7 +75,11 @@ async def handshake(client: ARCPClient) -> None:
 
 
 async def events(client: ARCPClient) -> None:
-    handle = await client.submit(agent="everything", trace_id="4bf92f3577b34da6a3ce929d0e0e4736")
+    handle = await client.submit(
+        agent="everything",
+        trace_id="4bf92f3577b34da6a3ce929d0e0e4736",
+        lease_request={"tool.call": ["search"]},
+    )
     say(accepted=handle.accepted.model_dump(mode="json"))
     for event in await events_of(handle):
         say(**event)
@@ -105,12 +110,18 @@ async def refusals(client: ARCPClient) -> None:
     say(**await outcome_of(client.submit(agent="nosuch")))
     say(**await outcome_of(client.submit(agent="versioned@9")))
     say(**await outcome_of(client.submit(agent="echo", idempotency_key="k")))
-    say(**await outcome_of(client.submit(agent="echo", lease_request={"cost.budget": ["USD:1"]})))
     say(
         **await outcome_of(
-            client.submit(agent="echo", lease_constraints=LeaseConstraints(expires_at="2099-01-01T00:00:00Z"))
+            client.submit(agent="echo", lease_constraints=LeaseConstraints(expires_at="2001-01-01T00:00:00Z"))
         )
     )
+    leased = await client.submit(
+        agent="echo",
+        input=2,
+        lease_request={"cost.budget": ["USD:1"]},
+        lease_constraints=LeaseConstraints(expires_at="2099-01-01T00:00:00Z"),
+    )
+    say(**await outcome_of(leased.done))
     say(**await outcome_of(client.submit(agent="echo", input=1, lease_request={"tool.call": ["a.*"]})))
     handle = await client.submit(agent="echo", input="still here")
     say(**await outcome_of(handle.done))
@@ -187,11 +198,31 @@ async def many(client: ARCPClient) -> None:
     say(latest_event_seq=client.latest_event_seq)
 
 
+async def family(client: ARCPClient) -> None:
+    """A job with children, for whose acceptances nobody has asked, between two that have none."""
+    for agent, lease in (("echo", {}), ("boss", {"agent.delegate": ["echo", "denied"]}), ("echo", {})):
+        handle = await client.submit(agent=agent, input=agent, lease_request=lease)
+        kinds = [event["kind"] for event in await events_of(handle)]
+        say(agent=handle.agent_ref, kinds=kinds, **await outcome_of(handle.done))
+
+
 async def close(client: ARCPClient) -> None:
     handle = await client.submit(agent="until_opened")
     await first_event(handle)
     await client.close(reason="done")
     say(job_id=handle.job_id, **await outcome_of(handle.done))
+
+
+async def credentials(client: ARCPClient) -> None:
+    lease = {"model.use": ["tier-fast/*"], "cost.budget": ["USD:5.00"]}
+    handle = await client.submit(agent="rotating", lease_request=lease)
+    shown = [credential.model_dump(by_alias=True) for credential in handle.credentials]
+    say(credentials=shown, features=sorted(client.negotiated_features))
+    seen = await events_of(handle)
+    say(rotations=[event["body"] for event in seen if event["body"].get("phase") == "credential_rotated"])
+    say(**await outcome_of(handle.done))
+    page = await client.list_jobs()
+    say(listed=len(page.jobs))
 
 
 async def bad_token(_: ARCPClient) -> None:
@@ -213,7 +244,9 @@ SCENARIOS: dict[str, Callable[[ARCPClient], Awaitable[None]]] = {
         cancel,
         late_cancel,
         many,
+        family,
         close,
+        credentials,
         bad_token,
     )
 }
@@ -221,7 +254,9 @@ SCENARIOS: dict[str, Callable[[ARCPClient], Awaitable[None]]] = {
 
 async def main(url: str, scenario: str) -> None:
     token = "another" if scenario == "bad_token" else TOKEN
-    client = ARCPClient(client=ClientInfo(name="reference", version="1.1.3"), token=token)
+    # By default it does not ask for them.
+    features = (*V1_1_FEATURES, *PROVISIONED_CREDENTIAL_FEATURES) if scenario == "credentials" else None
+    client = ARCPClient(client=ClientInfo(name="reference", version="1.1.3"), token=token, features=features)
     async with contextlib.aclosing(client):
         transport = await WebSocketTransport.connect(url)
         try:

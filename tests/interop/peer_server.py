@@ -1,7 +1,7 @@
 """Runs in the reference implementation's environment: its server, until stdin is closed.
 
-Writes JSON lines: ``{"port"}`` once it listens, and for each connection that has ended the types of the messages
-that it received and sent.
+``peer_server.py credentials`` has a provisioner too. Writes JSON lines: ``{"port"}`` once it listens, and for each
+connection that has ended the types of the messages that it received and sent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ import sys
 from typing import Any
 
 from arcp import PermissionDeniedError, RuntimeInfo, WebSocketTransport, serve_websocket
-from arcp.runtime import ARCPRuntime, JobContext, StaticBearerVerifier
+from arcp.runtime import (
+    ARCPRuntime,
+    InMemoryCredentialProvisioner,
+    InMemoryRevocationLog,
+    JobContext,
+    StaticBearerVerifier,
+)
 
 
 def say(**fields: Any) -> None:
@@ -65,6 +71,14 @@ async def slow(value: Any, context: JobContext) -> None:
     await asyncio.sleep(3600)
 
 
+async def rotating(value: Any, context: JobContext) -> str:
+    await context.status("started")
+    await context.rotate_credential(context.job.credentials[0].id, "test-token-rotated")
+    await context.status("rotated")
+    await asyncio.sleep(3600)
+    return "done"
+
+
 async def version_1(value: Any, context: JobContext) -> str:
     return "one"
 
@@ -102,10 +116,13 @@ class Recorder:
 
 
 async def main() -> None:
+    provisioned = "credentials" in sys.argv[1:]
     runtime = ARCPRuntime(
         runtime=RuntimeInfo(name="reference", version="1.1.3"),
         bearer=StaticBearerVerifier({"secret": "me"}),
         heartbeat_interval_sec=1,
+        credential_provisioner=InMemoryCredentialProvisioner() if provisioned else None,
+        revocation_log=InMemoryRevocationLog() if provisioned else None,
     )
     for name, agent in {
         "echo": echo,
@@ -116,6 +133,7 @@ async def main() -> None:
         "boom": boom,
         "denied": denied,
         "slow": slow,
+        "rotating": rotating,
     }.items():
         runtime.register_agent(name, agent)
     runtime.register_agent_version("versioned", "1.0.0", version_1)

@@ -213,12 +213,18 @@ def common(frame: Frame) -> list[str]:
                 payload.wrong("result and output differ")
         case "job.error" | "job.cancelled":
             payload.need(job_id=one_of(frame["job_id"]))
-    if frame["type"] in ("job.accepted", "job.cancelled", "session.closed", "session.pong") or (
-        frame["type"] == "session.error" and "request_id" in payload
+    # A child's acceptance answers nobody: one that named a request would be taken for the answer to that.
+    is_answer = frame["type"] in ("job.accepted", "job.cancelled") and "parent_job_id" not in payload
+    if (
+        is_answer
+        or frame["type"] in ("session.closed", "session.pong")
+        or (frame["type"] == "session.error" and "request_id" in payload)
     ):
         _Fields(frame, "$", found).need(correlation_id=some_text)
-    if frame["type"] in ("job.accepted", "job.cancelled") or "request_id" in payload:
+    if is_answer or "request_id" in payload:
         payload.need(request_id=some_text, reply_to=one_of(payload["request_id"]))
+    if "parent_job_id" in payload and ("request_id" in payload or "correlation_id" in frame):
+        payload.wrong("a child's acceptance names a request")
     return found
 
 
@@ -248,7 +254,9 @@ def python_client(frame: Frame) -> list[str]:
             payload.need(nonce=text, sent_at=text)
         case "job.accepted":
             # A budget as numbers kills it (X1).
-            payload.need(job_id=text, agent=text, accepted_at=text, request_id=text)
+            payload.need(job_id=text, agent=text, accepted_at=text)
+            if "parent_job_id" not in payload:
+                payload.need(request_id=text)
             payload.allow(lease=lease, budget=lambda value: obj(value) and all(map(text, value.values())))
         case "job.event":
             # A frame without the id on the envelope is ignored; a body that is no object raises.
@@ -434,7 +442,10 @@ def ruby_client(frame: Frame) -> list[str]:
         case "session.ping":
             payload.need(nonce=anything)
         case "job.accepted":
-            payload.need(job_id=anything, agent=anything, reply_to=some_text)
+            payload.need(job_id=anything, agent=anything)
+            if "parent_job_id" not in payload:
+                # Without it its submit waits for ever; a child's is one that nobody waits for.
+                payload.need(reply_to=some_text)
             if "lease" in payload:
                 # Even an empty one must have an id of its own (X3).
                 payload.into("lease").need(id=anything)

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +16,8 @@ import arcp_trio
 
 if TYPE_CHECKING:
     from interop.peer import ReferencePeer
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 TOKEN = "secret"
 TEXT = "grüß dich, 𝄞 " * 80_000
@@ -44,9 +46,14 @@ class Gateway:
             await job.thought("hmm")
             await job.status("working", "on it")
             await job.metric("tokens", 3, "1", {"model": "m"})
-            call_id = await job.tool_call("search", {"q": "x"}, call_id="c1")
-            await job.tool_result(call_id, {"ok": True})
-            await job.tool_result(call_id, error={"code": "TIMEOUT", "message": "slow", "retryable": True})
+            async with job.tool_call("search", {"q": "x"}, call_id="c1") as call:
+                call.result = {"ok": True}
+            with suppress(arcp_trio.JobTimeoutError):
+                async with job.tool_call("search", {"q": "y"}, call_id="c2"):
+                    raise arcp_trio.JobTimeoutError("slow")
+            with suppress(arcp_trio.PermissionDeniedError):
+                async with job.tool_call("rm", call_id="c3"):
+                    raise AssertionError("no lease covers it")
             await job.artifact_ref("s3://bucket/key", "text/plain", byte_size=3, sha256="00")
             await job.progress(1, 2, "files", "half")
             await job.emit("x-vendor.acme.kind", {"anything": [1, None]})
@@ -110,6 +117,13 @@ class Gateway:
         async def open_(job: arcp_trio.JobContext, value: Any) -> str:
             self.opened[value].set()
             return value
+
+        @register("boss")
+        async def boss(job: arcp_trio.JobContext, value: Any) -> Any:
+            first = await job.delegate("echo", "of the child")
+            with pytest.raises(arcp_trio.PermissionDeniedError):
+                await (await job.delegate("denied")).result()
+            return [value, await first.result()]
 
         @register("chatty")
         async def chatty(job: arcp_trio.JobContext, value: Any) -> Any:
@@ -200,9 +214,18 @@ async def test_events_of_every_kind_arrive_in_order(reference_peer: ReferencePee
         ),
         ("tool_call", {"tool": "search", "args": {"q": "x"}, "call_id": "c1"}),
         ("tool_result", {"call_id": "c1", "result": {"ok": True}}),
+        ("tool_call", {"tool": "search", "args": {"q": "y"}, "call_id": "c2"}),
+        ("tool_result", {"call_id": "c2", "error": {"code": "TIMEOUT", "message": "slow", "retryable": True}}),
         (
             "tool_result",
-            {"call_id": "c1", "error": {"code": "TIMEOUT", "message": "slow", "retryable": True}},
+            {
+                "call_id": "c3",
+                "error": {
+                    "code": "PERMISSION_DENIED",
+                    "message": "the lease does not allow tool.call of 'rm'",
+                    "retryable": False,
+                },
+            },
         ),
         (
             "artifact_ref",
@@ -264,19 +287,20 @@ async def test_refused_submits_fail_alone(reference_peer: ReferencePeer) -> None
     async with open_gateway() as gateway:
         said = await reference_peer.run("peer_client.py", gateway.url, "refusals")
         jobs = gateway.runtime.statistics().jobs_accepted
-    nosuch, version, key, budget, expiry, leased, last, closed = said
+    nosuch, version, key, expiry, bounded, leased, last, closed = said
     assert nosuch["raised"] == "AgentNotAvailableError"
     assert nosuch["retryable"] is True
     assert version["raised"] == "AgentVersionNotAvailableError"
     assert version["details"] == {"available": ["1.0.0", "2.0.0", "10.0.0"]}
-    # Not in this runtime yet: refused by name, not ignored.
-    for line, field in ((key, "idempotency_key"), (budget, "cost.budget"), (expiry, "expires_at")):
+    # Keys are not in this runtime yet: refused by name, not ignored.
+    for line, field in ((key, "idempotency_key"), (expiry, "expires_at")):
         assert line["raised"] == "InvalidRequestError", line
         assert field in line["message"]
+    assert bounded["result"] == 2
     assert leased == {"accepted": "echo@1.0.0"}
     assert last["result"] == "still here"
     assert closed == {"closed": True}
-    assert jobs == 2
+    assert jobs == 3
 
 
 @pytest.mark.requirement("P12.2", "D15", "X4", "E01")
@@ -343,6 +367,15 @@ async def test_many_jobs_one_after_another_and_at_once(reference_peer: Reference
         assert line["result"] == number
     # 40 results, then 40 jobs of ten lines and a result: numbered from 1, without a gap.
     assert last == {"latest_event_seq": 40 + 40 * 11}
+
+
+@pytest.mark.requirement("P10.1", "D48", "X15")
+async def test_children_are_taken_for_no_job_of_its_own(reference_peer: ReferencePeer) -> None:
+    before, boss, after = await play(reference_peer, "family")
+    assert (before["result"], after["result"]) == ("echo", "echo")
+    assert boss["agent"] == "boss@1.0.0"
+    assert boss["result"] == ["boss", "of the child"]
+    assert boss["kinds"] == ["delegate", "delegate"]
 
 
 @pytest.mark.requirement("P6.21", "X8", "L20", "L21", "T14", "T15")

@@ -15,7 +15,7 @@ import arcp_trio
 if TYPE_CHECKING:
     from interop.peer import ReferencePeer, ReferenceServer
 
-pytestmark = pytest.mark.requirement("T21")
+pytestmark = [pytest.mark.requirement("T21"), pytest.mark.usefixtures("engine")]
 
 
 @attrs.define

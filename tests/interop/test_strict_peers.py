@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +61,13 @@ class Agents(arcp_trio.Agents):
             await job.status("working", "on it")
             await job.metric("tokens", 3)
             await job.metric("cost.search", 0.25, "USD", {"model": "m"})
-            call_id = await job.tool_call("search")
-            await job.tool_result(call_id, {"hits": [1, None]})
-            call_id = await job.tool_call("search", {"q": "x"})
-            await job.tool_result(call_id, error={"code": "TIMEOUT", "message": "slow"})
+            async with job.tool_call("search") as call:
+                call.result = {"hits": [1, None]}
+            with suppress(arcp_trio.JobTimeoutError):
+                async with job.tool_call("search", {"q": "x"}):
+                    raise arcp_trio.JobTimeoutError("slow")
+            with suppress(arcp_trio.PermissionDeniedError):
+                await job.authorize("tool.call", "forbidden")
             await job.artifact_ref("s3://bucket/key", "text/plain")
             await job.artifact_ref("s3://bucket/key", "text/plain", byte_size=0, sha256="00")
             await job.progress(1)
@@ -99,6 +102,16 @@ class Agents(arcp_trio.Agents):
         @self.register("internal")
         async def internal(job: arcp_trio.JobContext, value: Any) -> Any:
             raise arcp_trio.InternalError("broken", retryable=False)
+
+        @self.register("boss")
+        async def boss(job: arcp_trio.JobContext, value: Any) -> Any:
+            # One after the other: every conversation has the same order.
+            child = await job.delegate("everything", {"a": None}, lease_request={"tool.call": ["search"]})
+            result = await child.result()
+            with pytest.raises(arcp_trio.PermissionDeniedError):
+                await job.delegate("sleep")
+            await (await job.delegate("echo")).result()
+            return result
 
         @self.register("sleep")
         async def sleep(job: arcp_trio.JobContext, value: Any) -> None:
@@ -165,10 +178,13 @@ async def converse(dialect: str, *, features: list[str]) -> list[Frame]:
         open_raw(runtime, compat=dialect, hello=make_hello(features=features)) as client,
         open_raw(runtime) as another,
     ):
-        assert (await submit(client, "everything"))["type"] == "job.result"
+        lease = {"tool.call": ["search"]}
+        assert (await submit(client, "everything", lease_request=lease))["type"] == "job.result"
         for value in ({"a": None}, None, "", False, [], 0, "text"):
             await submit(client, "echo", value)
         await submit(client, "echo", 1, lease_request={"tool.call": ["a.*"]}, max_runtime_sec=5)
+        lease = {"agent.delegate": ["everything", "echo"], "tool.call": ["search"]}
+        assert (await submit(client, "boss", lease_request=lease))["type"] == "job.result"
         for agent in ("text", "bytes", "large"):
             assert (await submit(client, agent))["type"] == "job.result"
         for value in (
@@ -267,6 +283,7 @@ async def test_all_that_the_runtime_says_pleases_the_client(
         "tool_call",
         "tool_result",
         "artifact_ref",
+        "delegate",
         "x-vendor.acme.kind",
     }
     # Numbers without a gap, whatever was left out for want of a feature; accepted before the job's events.
