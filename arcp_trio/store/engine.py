@@ -305,7 +305,7 @@ class Engine:
         plan: Planner | None = None
         for ticket in tickets:
             batch = ticket.batch
-            if batch.epoch != epoch:
+            if batch.epoch != epoch or not epoch:
                 self._refused[ticket.number] = FencedError(f"epoch {batch.epoch} is over: this is {epoch}")
             elif ticket.number > position:
                 plan = plan or Planner(self)

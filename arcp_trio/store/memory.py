@@ -132,7 +132,7 @@ class MemoryStore(MemoryLedger):
         """Take a batch; see :meth:`arcp_trio.store.base.Store.append`."""
         ticket = Ticket(next(self._tickets), batch, 0, then)
         refusal: BatchRefusedError | None = None
-        if batch.epoch != self._epoch:
+        if batch.epoch != self._epoch or not self._epoch:
             refusal = FencedError(f"epoch {batch.epoch} is over: this is {self._epoch}")
         else:
             plan = Planner(self)

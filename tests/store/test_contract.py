@@ -439,6 +439,7 @@ CONFLICTS: list[tuple[str, Callable[[], tuple[Write, ...]]]] = [
     ("number 4 cannot follow 2", lambda: (OwnAppended(session_id="sess_1", event_seq=4, content=b""),)),
     ("sess_2 has ended", lambda: (SessionEnded("sess_2"), SessionWaiting("sess_2", 1))),
     ("there is no session sess_9", lambda: (RiderAppended(session_id="sess_9", content=b""),)),
+    ("session sess_2: number 1", lambda: (SessionEnded("sess_2"), event("job_1", 3, ("sess_2", 1)))),
 ]
 
 
@@ -553,7 +554,7 @@ async def test_an_older_epoch_is_fenced_off(store: Store) -> None:
 
 async def test_nothing_is_written_before_the_store_is_owned(kind: str, tmp_path: Path) -> None:
     async with open_store(kind, tmp_path) as store:
-        for epoch in (-1, 1):
+        for epoch in (-1, 0, 1):
             with pytest.raises(FencedError):
                 await write(store, epoch, accepted())
         assert await store.running_jobs() == []
