@@ -24,6 +24,7 @@ __all__ = ["StoreLock", "create_file", "file_bytes", "reading_lock", "tighten", 
 
 _MODE = 0o600
 _PID_LENGTH = 20
+_LOCKED_BYTE = 1024
 
 
 def wal_path(path: Path) -> Path:
@@ -85,6 +86,8 @@ def _lock(descriptor: int, *, shared: bool = False) -> bool:
     """Lock an open file without waiting, and say whether it could be; closing it unlocks, as the process's end does."""
     try:
         if sys.platform == "win32":
+            # A byte far behind the process id: there, nobody can read what is locked.
+            os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -116,13 +119,15 @@ class StoreLock:
         except OSError as exc:
             raise StoreError(f"{_lock_path(path)}: the store cannot be locked: {exc.strerror}") from exc
         if not _lock(descriptor):
+            os.lseek(descriptor, 0, os.SEEK_SET)
             owner = os.read(descriptor, _PID_LENGTH).decode(errors="replace").strip()
             os.close(descriptor)
             raise StoreLockedError(
                 f"{path} is in use by process {owner or 'unknown'}: one process at a time writes a store"
             )
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, b"%d\n" % os.getpid())
         return cls(descriptor)
 
     def release(self) -> None:

@@ -147,20 +147,16 @@ def prepare(db: sqlite3.Connection, version: int, migrated: Callable[[], None]) 
     """Bring a file from a version of the schema to this one, a new one too: each step is there whole or not at all.
 
     Args:
-        db: Connected for writing, not in a transaction.
+        db: Connected for writing, not in a transaction; where this raises it is to be closed, which takes a step back.
         version: The file's.
         migrated: Is told of each step before it is committed.
     """
     for number, step in enumerate(_STEPS[version:], start=version + 1):
         db.execute("BEGIN IMMEDIATE")
-        try:
-            for statement in step.split(";\n"):
-                if statement.strip():
-                    db.execute(statement)
-            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {number}")
-            migrated()
-            db.execute("COMMIT")
-        finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
+        for statement in step.split(";\n"):
+            if statement.strip():
+                db.execute(statement)
+        db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {number}")
+        migrated()
+        db.execute("COMMIT")

@@ -30,6 +30,7 @@ from store.kit import (
 from arcp_trio.limits import Limits
 from arcp_trio.store.base import Store, Ticket
 from arcp_trio.store.errors import StoreLockedError
+from arcp_trio.store.reading import Reader
 from arcp_trio.store.sqlite import open_sqlite_store
 from arcp_trio.store.writes import Batch
 from arcp_trio.wire.errors import StoreUnavailableError
@@ -76,6 +77,24 @@ async def test_a_cancellation_from_outside_closes_it_with_all_that_was_appended(
     assert len(told) == 100
     async with open_sqlite_store(path) as store:
         assert len(await store.running_jobs()) == 100
+
+
+async def test_a_read_that_outlives_its_store_closes_what_it_has(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, goes_on = trio.Event(), threading.Event()
+
+    def running_jobs(reader: Reader) -> list[object]:
+        trio.from_thread.run_sync(reads.set)
+        assert goes_on.wait(SECONDS)
+        return []
+
+    monkeypatch.setattr(Reader, "running_jobs", running_jobs)
+    async with trio.open_nursery() as nursery:
+        async with open_sqlite_store(path) as store:
+            nursery.start_soon(store.running_jobs)
+            await reads.wait()
+        goes_on.set()
+    assert store._readers == []
+    assert sorted(each.name for each in path.parent.iterdir()) == ["store.db", "store.db.lock"]
 
 
 def test_control_c_while_it_closes_does_not_cut_that_short(path: Path) -> None:

@@ -29,8 +29,9 @@ from store.kit import (
 from arcp_trio.limits import Limits
 from arcp_trio.store.base import Ticket
 from arcp_trio.store.engine import Engine
-from arcp_trio.store.errors import ConflictError, StoreCorruptError, StoreError
+from arcp_trio.store.errors import ConflictError, StoreCorruptError, StoreError, StoreLockedError
 from arcp_trio.store.faults import Trouble, trouble_of
+from arcp_trio.store.files import StoreLock
 from arcp_trio.store.reading import Reader
 from arcp_trio.store.sqlite import SqliteStore, open_sqlite_store
 from arcp_trio.store.writes import Batch, OutcomeDecided
@@ -341,7 +342,7 @@ async def end_by(path: Path, error: Exception, caplog: pytest.LogCaptureFixture)
 
     hooks = PointHooks()
     tickets: list[Ticket] = []
-    with pytest.raises((StoreError, ZeroDivisionError)) as caught, trio.fail_after(SECONDS):
+    with pytest.raises((StoreError, ZeroDivisionError)) as caught, trio.fail_after(SECONDS) as bound:
         async with open_sqlite_store(path, hooks=hooks) as store:
             epoch = await store.take_ownership()
             await write(store, epoch, accepted())
@@ -359,10 +360,14 @@ async def end_by(path: Path, error: Exception, caplog: pytest.LogCaptureFixture)
                     store.check_available()
                 with pytest.raises(StoreUnavailableError):
                     await store.wait_for_room()
-                # What was committed before can still be read: to say what is so.
-                assert len(await store.running_jobs()) == 1
+                # What was committed before can still be read: to say what is so. And until it is left it is locked.
+                for _ in range(3):
+                    assert len(await store.running_jobs()) == 1
+                with pytest.raises(StoreLockedError):
+                    await trio.to_thread.run_sync(StoreLock.acquire, path)
             await trio.sleep_forever()
-    # Nobody was told.
+    # What was inside was cancelled by the store, and nobody was told.
+    assert not bound.cancel_called
     assert len(tickets) == 2
     assert any("it has failed" in record.getMessage() for record in caplog.records)
     async with open_sqlite_store(path) as store:

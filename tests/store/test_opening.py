@@ -22,6 +22,7 @@ from arcp_trio.store import database, engine, schema
 from arcp_trio.store.database import check_structure, connect, wal_reset_warning
 from arcp_trio.store.errors import StoreCorruptError, StoreError, StoreFormatError, StoreLockedError
 from arcp_trio.store.faults import CRASH_POINTS
+from arcp_trio.store.files import create_file
 from arcp_trio.store.sqlite import SqliteStore, open_sqlite_store
 from arcp_trio.store.writes import HistoryTrimmed
 
@@ -62,6 +63,16 @@ async def test_a_file_that_was_copied_back_is_taken_from_the_others(path: Path) 
     async with open_sqlite_store(path) as store:
         await write(store, await store.take_ownership(), accepted())
         assert {mode_of(each) for each in path.parent.iterdir()} == {0o600}
+
+
+def test_a_file_is_its_owners_alone_from_the_first_moment(path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        assert create_file(path)
+        assert mode_of(path) == 0o600
+        assert not create_file(path)
+    finally:
+        os.umask(mask)
 
 
 @pytest.mark.parametrize("name", ["with space", "ünïcode", "question?mark=1#", "per%20cent"])
@@ -134,8 +145,10 @@ async def test_a_second_process_is_refused(path: Path) -> None:
 
 
 async def test_a_second_opening_in_one_process_is_refused(path: Path) -> None:
+    # Of a process that had a longer number.
+    path.with_name("store.db.lock").write_text("99999999999999\n")
     async with open_sqlite_store(path):
-        with pytest.raises(StoreLockedError, match=f"in use by process {os.getpid()}"):
+        with pytest.raises(StoreLockedError, match=f"in use by process {os.getpid()}:"):
             async with open_sqlite_store(path):
                 pass
     async with open_sqlite_store(path):
