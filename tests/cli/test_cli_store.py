@@ -225,6 +225,26 @@ def test_what_is_no_store(path: Path, capsys: pytest.CaptureFixture[str], name: 
     assert "is a database of something else" in err
 
 
+def test_only_a_full_check_finds_an_index_that_is_not_its_table(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trio.run(fill, path)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        other = "CREATE INDEX spans_of_job ON spans (job_first, job)"
+        db.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'spans_of_job'", (other,))
+        db.commit()
+    assert command(capsys, "inspect", path)[0] == ExitCode.OK
+    code, out, _ = command(capsys, "inspect", path, "--full")
+    assert code == ExitCode.FAILED
+    assert "checked      all of it: damaged" in out
+    assert "spans_of_job" in out
+    # Writing it anew would hide that.
+    before = path.read_bytes()
+    code, _, err = command(capsys, "vacuum", path)
+    assert code == ExitCode.FAILED
+    assert "store.db is damaged" in err
+    assert path.read_bytes() == before
+
+
 # --- vacuum -----------------------------------------------------------------------------------------
 
 
@@ -321,6 +341,22 @@ def test_export_gives_everything_but_secrets(
     assert records[8]["frame"] == {"base64": "/wA="}
     assert records[10] == {"record": "key", "principal": "me", "key": "key", "job_id": "job_1"}
     assert (records[11]["entry_id"], records[11]["state"]) == ("cred_1", "issued")
+
+
+async def test_an_export_is_of_one_moment(path: Path) -> None:
+    await fill(path)
+    async with open_sqlite_store(path) as store:
+        epoch = await store.take_ownership()
+        records = inspection.export_store(path)
+        found = [next(records), next(records)]
+        await write(
+            store, epoch, event("job_1", 2, ("sess_1", 4)), accepted("job_3"), *ended("job_3", 1), claim("x", "job_3")
+        )
+        found += records
+    assert found[1]["job_id"] == "job_1"
+    assert [record["job_seq"] for record in found if record["record"] == "event"] == [1, 1]
+    assert [record["key"] for record in found if record["record"] == "key"] == ["key"]
+    assert not [record for record in found if record.get("job_id") == "job_3"]
 
 
 @pytest.mark.requirement("P14.3")

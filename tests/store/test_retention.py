@@ -77,6 +77,25 @@ async def test_what_is_evicted_goes_in_slices_of_so_many_rows(path: Path) -> Non
         assert {table: count(path, table) for table in TABLES} == dict.fromkeys(TABLES, 0)
 
 
+@pytest.mark.requirement("M02")
+async def test_a_slice_is_so_many_rows_whatever_they_are_of(path: Path) -> None:
+    slices = Slices(path)
+    limits = Limits(store_slice_rows=100)
+    async with open_sqlite_store(path, limits=limits, hooks=PointHooks(committed=slices)) as store:
+        epoch = await store.take_ownership()
+        jobs = [f"job_{number}" for number in range(8)]
+        for job_id in jobs:
+            await write(store, epoch, accepted(job_id))
+            await emit(store, epoch, job_id, 1, 70)
+            await write(store, epoch, *ended(job_id, 71))
+        slices.deleted.clear()
+        await write(store, epoch, *map(JobEvicted, jobs))
+        await settle(store)
+        steps = [560, *slices.deleted]
+        assert all(0 <= before - after <= 100 for before, after in pairwise(steps))
+        assert steps[-1] == 0
+
+
 async def test_a_slice_is_bounded_by_its_bytes_too(path: Path) -> None:
     slices = Slices(path)
     limits = Limits(store_slice_bytes=250 * KIB)
@@ -153,6 +172,10 @@ async def test_what_was_left_goes_on_when_the_store_is_opened_again(path: Path) 
         assert running == {"job_1": 300, "job_2": 300}
         epoch = await store.take_ownership()
         await write(store, epoch, event("job_2", 301), event("job_1", 301, ("sess_1", 301)))
+    # How far it has come is in the file: the next opening finds nothing to do, but for what a window is in the way of.
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT floor, swept FROM sessions").fetchall() == [(290, 290)]
+        assert db.execute("SELECT floor, purged FROM jobs").fetchall() == [(295, 290), (300, 300)]
     async with open_sqlite_store(path, limits=limits) as store:
         assert [each.event_seq for each in await read_window(store, "sess_1")] == [*range(291, 302)]
 
