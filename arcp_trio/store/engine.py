@@ -36,9 +36,10 @@ __all__ = ["Engine"]
 # How many rows one statement inserts; what is left over goes with the next smaller one.
 _ROWS = (256, 64, 16, 4, 1)
 
+# Where no event is left of a job, its column has the number: it is written with every floor.
 _RUNNING = """
 SELECT number, job_id, floor,
-    max(last_seq, purged, coalesce((SELECT max(id) FROM events WHERE id BETWEEN number * ? AND number * ? + ?), 0) & ?),
+    max(last_seq, coalesce((SELECT max(id) FROM events WHERE id BETWEEN number * ? AND number * ? + ?), 0) & ?),
     EXISTS (SELECT 1 FROM outcomes WHERE job = number)
 FROM jobs WHERE status IS NULL
 """

@@ -37,7 +37,7 @@ _JOB = """
 SELECT number, job_id, principal, agent, trace_id, created_at_ms, accepted, parent_job_id,
     (SELECT group_concat(session_id, ' ') FROM owners WHERE job = number),
     (SELECT content FROM outcomes WHERE job = number AND ?),
-    max(last_seq, purged, coalesce((SELECT max(id) FROM events WHERE id BETWEEN number * ? AND number * ? + ?), 0) & ?),
+    max(last_seq, coalesce((SELECT max(id) FROM events WHERE id BETWEEN number * ? AND number * ? + ?), 0) & ?),
     floor, status, ended_at_ms
 FROM jobs
 """

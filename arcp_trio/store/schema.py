@@ -40,7 +40,7 @@ CREATE TABLE jobs (
     created_at_ms INTEGER NOT NULL,
     parent_job_id TEXT,
     accepted BLOB NOT NULL,
-    last_seq INTEGER NOT NULL DEFAULT 0,  -- of the terminal event; while it runs its events say it
+    last_seq INTEGER NOT NULL DEFAULT 0,  -- of one that runs, at least: its events say it
     floor INTEGER NOT NULL DEFAULT 0,
     status TEXT,                          -- NULL while it runs
     ended_at_ms INTEGER,
