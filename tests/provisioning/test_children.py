@@ -185,10 +185,16 @@ async def test_a_parent_that_is_stopped_while_its_childs_are_issued(
         await trio.sleep(1)
         assert not terminals(client.received)
 
+    async def take_two(subject: str) -> None:
+        # Longer than what the parent has of its own: its end waits for this too.
+        await trio.sleep(2)
+        assert not terminals(client.received)
+
     async with bench.open() as runtime, open_raw(runtime) as client:
         parent = await client.submit("parent", lease_request=PARENT)
         bench.provisioner.after["issue"] = deaf(3) if how == "deaf" else waiting(trio.Event())
-        bench.provisioner.before["revoke"] = bench.provisioner.before["revoke_job"] = take_a_second
+        bench.provisioner.before["revoke"] = take_a_second
+        bench.provisioner.before["revoke_job"] = take_two
         await trio.sleep(1)
         assert len(bench.provisioner.live) == 2
         await client.request("job.cancel", {"job_id": parent})
